@@ -1,0 +1,31 @@
+# The commands of this repository. `make demo` and `make test` need nothing but root and Debian.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test image demo test check bench clean
+PYTHON := .venv/bin/python
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+setup: ## install what the fabric needs on this machine; leaves .venv/bin/fabric
+	@scripts/setup.sh run
+
+setup-test: ## setup, and the applications the tests use
+	@scripts/setup.sh test
+
+image: setup ## rebuild the guest image if its inputs changed
+	@$(PYTHON) images/build.py
+
+demo: setup ## a connection across real guests, twice, with different needs
+	@$(PYTHON) examples/demo.py
+
+test: setup-test ## every test, on real guests too
+	$(PYTHON) -m pytest
+
+check: ## lint, types, import law, unit tests: under a minute, no root
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PYTHON) -m pytest -q tests/unit tests/sim -m "not root and not vm"
+
+clean: ## remove what was built in this directory (not the image, not the packages)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

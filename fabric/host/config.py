@@ -1,0 +1,108 @@
+"""What one orchestrator is told at start: its host, its peers, its limits.
+
+Owns: the configuration file of ``fabric orchestrator`` (JSON). May import: errors, routing.
+The lab writes one per namespace; on a real machine an operator or configuration management does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fabric.errors import ConfigError
+
+# Room for about a thousand guests per host: a Linux bridge has 1024 ports.
+DEFAULT_GUEST_SUBNET = "100.115.0.0/22"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Capacity of one host. Beyond any of them a new connection is refused, promptly."""
+
+    guests: int = 64
+    """Guests alive at once on this host."""
+    guest_memory_mib: int = 8192
+    """Memory of all guests together, MiB."""
+    held_packets: int = 64
+    """Packets held per connection while its guest appears."""
+    held_total: int = 4096
+    """Packets held on the whole host."""
+    spawns_per_second: float = 16.0
+    """Sustained rate of new guests (token bucket, burst = one second's worth, at least 16)."""
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """One orchestrator's configuration."""
+
+    lab: str
+    host: str
+    node: int
+    """Node id of this host in the topology, 1 … 2^32-1; also the host's index in the lab."""
+    bridge: str
+    """Bridge the guests' taps are ports of; lives in the namespace libvirt runs in."""
+    guest_interface: str
+    """Interface of *this host's* namespace that leads to the guests (the bridge itself on a real
+    machine, the inner end of a veth pair in a lab)."""
+    overlay_addresses: tuple[str, ...]
+    """This host's overlay addresses with prefix length, e.g. 10.77.0.1/32 and fd77::1/128."""
+    overlay_prefixes: tuple[str, ...]
+    """Prefixes of the whole overlay: what is routed into the miss device."""
+    topology: dict[str, Any]
+    """fabric.routing.topology.Topology.to_json()."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """Policy document, see fabric.routing.policy; {} means the RFC 4594 defaults."""
+    guest_subnet: str = DEFAULT_GUEST_SUBNET
+    port: int = 7704
+    """UDP port of the underlay."""
+    tier: str = "cold"
+    idle_timeout: float = 30.0
+    """Seconds without a packet after which a connection's guest is destroyed."""
+    announce: bool = True
+    """Tell the hosts on the expected path ahead that a connection is coming."""
+    spawning: bool = True
+    """False: detect requests but spawn nothing (and so forward nothing)."""
+    guest_memory_mib: int = 128
+    overlay_mtu: int = 1400
+    libvirt_uri: str = "qemu:///system"
+    run_dir: str = "/run/fabric"
+    state_dir: str = "/var/lib/fabric"
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def host_dir(self) -> Path:
+        """Runtime files of this host: api.sock, journal, guest channels, log."""
+        return Path(self.run_dir) / self.lab / self.host
+
+    @property
+    def api_socket(self) -> Path:
+        return self.host_dir / "api.sock"
+
+    @property
+    def gateway(self) -> ipaddress.IPv4Address:
+        """The host's own address on the guest subnet: its first usable one."""
+        return ipaddress.IPv4Network(self.guest_subnet)[1]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> HostConfig:
+        """Inverse of :meth:`to_json`. Raises ConfigError on unknown or missing keys."""
+        try:
+            limits = Limits(**data.get("limits", {}))
+            lists = {k: tuple(data[k]) for k in ("overlay_addresses", "overlay_prefixes")}
+            return cls(**{**data, **lists, "limits": limits})
+        except (KeyError, TypeError) as exc:
+            raise ConfigError(f"orchestrator configuration: {exc}") from exc
+
+    @classmethod
+    def load(cls, path: Path) -> HostConfig:
+        """Read the file. Raises ConfigError naming the path and the reason."""
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError) as exc:
+            raise ConfigError(f"{path}: {exc}") from exc

@@ -1,0 +1,180 @@
+"""The orchestrator process: ``python -m fabric.host.main CONFIG.json``.
+
+Owns: assembly of one host's parts, the event loop, signals. May import: errors, routing, host. Runs
+inside the host's network namespace; on a real machine that is the machine's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvicorn
+
+from fabric import __version__
+from fabric.errors import FabricError
+from fabric.host.acceleration import Acceleration, probe
+from fabric.host.api import build_api
+from fabric.host.appfacts import find_facts
+from fabric.host.bundle import build_bundle
+from fabric.host.config import HostConfig
+from fabric.host.datapath import KernelDatapath
+from fabric.host.events import EventLog
+from fabric.host.guests import GuestManager
+from fabric.host.hypervisor import LibvirtHypervisor
+from fabric.host.image import load_image
+from fabric.host.orchestrator import Orchestrator
+from fabric.host.views import Status
+from fabric.routing.policy import Policy
+from fabric.routing.protocols import compute_table
+from fabric.routing.topology import Topology
+
+log = logging.getLogger(__name__)
+
+SWEEP_INTERVAL = 1.0
+
+
+class SystemClock:
+    """Real time. The only place of the host that asks for it on the orchestrator's behalf."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def unix_us(self) -> int:
+        return time.time_ns() // 1000
+
+
+def table_version(topology: Topology) -> int:
+    """Version of a table computed from a static topology: 32 bits of its content's digest."""
+    import hashlib
+
+    text = json.dumps(topology.to_json(), sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2s(text, digest_size=4).digest(), "big")
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handling: the orchestrator decides when to end."""
+
+    def install_signal_handlers(self) -> None:
+        return None
+
+
+async def serve(config: HostConfig) -> None:
+    """Run until told to stop; afterwards nothing of this host is left."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    clock = SystemClock()
+    started_at = datetime.now(UTC).isoformat(timespec="microseconds")
+    config.host_dir.mkdir(parents=True, exist_ok=True)
+    events = EventLog(config.host, clock.unix_us, config.host_dir / "events.jsonl")
+    state_dir = Path(config.state_dir)
+    image = load_image(state_dir)
+    acceleration = await asyncio.to_thread(probe, image, state_dir)
+    topology = Topology.from_json(config.topology)
+    table = compute_table(topology, config.node, table_version(topology))
+    async with AsyncExitStack() as stack:
+        stack.callback(events.close)
+        hypervisor = LibvirtHypervisor(config.libvirt_uri)
+        stack.callback(hypervisor.close)
+        datapath = stack.enter_context(KernelDatapath(config, topology))
+        manager = GuestManager(config, image, acceleration, hypervisor, build_bundle())
+        orchestrator = Orchestrator(
+            config, topology, table, Policy.from_json(config.policy), datapath=datapath,
+            guests=manager, find_facts=find_facts, events=events, clock=clock,
+            first_serial=secrets.randbits(32),
+        )
+        manager.on_event = lambda name, guest, fields: events.emit(
+            name, f"{guest.connection:016x}", guest=guest.name, **fields
+        )
+        manager.on_message = orchestrator.messages.on_message
+        manager.on_lost = orchestrator.on_guest_lost
+        loop.add_reader(datapath.miss_fd, lambda: orchestrator.on_miss(datapath.read_miss()))
+        loop.add_reader(
+            datapath.underlay_fd, lambda: orchestrator.on_underlay(datapath.read_underlay())
+        )
+        status = _status(config, orchestrator, manager, acceleration, started_at)
+        app = build_api(orchestrator, status, stop.set)
+        await _run(app, config, orchestrator, stop)
+        await orchestrator.close()
+
+
+async def _run(
+    app: object, config: HostConfig, orchestrator: Orchestrator, stop: asyncio.Event
+) -> None:
+    """Serve the API until ``stop``; the socket appears only now, so it means *ready*."""
+    config.api_socket.unlink(missing_ok=True)
+    server = Server(
+        uvicorn.Config(
+            app, uds=str(config.api_socket), log_level="warning", timeout_graceful_shutdown=2  # type: ignore[arg-type]
+        )
+    )
+    serving = asyncio.create_task(server._serve())
+    orchestrator.events.emit("started", version=__version__, pid=os.getpid())
+    try:
+        while not stop.is_set() and not serving.done():
+            orchestrator.sweep()
+            try:
+                await asyncio.wait_for(stop.wait(), SWEEP_INTERVAL)
+            except TimeoutError:
+                continue
+    finally:
+        server.should_exit = True
+        await serving
+        config.api_socket.unlink(missing_ok=True)
+        orchestrator.events.emit("stopping")
+
+
+def _status(
+    config: HostConfig,
+    orchestrator: Orchestrator,
+    manager: GuestManager,
+    acceleration: Acceleration,
+    started_at: str,
+):  # type: ignore[no-untyped-def]
+    def status() -> Status:
+        return Status(
+            lab=config.lab, host=config.host, node=config.node, pid=os.getpid(),
+            started_at=started_at, version=__version__,
+            table_version=orchestrator.table.version, guests=manager.alive(),
+            connections=len(orchestrator.connections), tier=config.tier,
+            acceleration=asdict(acceleration), limits=asdict(config.limits),
+            protocols=sorted({r.protocol_name for r in _routes(orchestrator)}),
+            overlay_addresses=list(config.overlay_addresses),
+        )
+
+    return status
+
+
+def _routes(orchestrator: Orchestrator):  # type: ignore[no-untyped-def]
+    from fabric.host.views import routes
+
+    return routes(orchestrator)
+
+
+def main() -> int:
+    """Entry point. Exit codes are those of :mod:`fabric.errors`."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        asyncio.run(serve(HostConfig.load(Path(sys.argv[1]))))
+    except FabricError as exc:
+        log.error("%s", exc)  # noqa: TRY400 - the message is for people, the trace is not
+        return exc.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

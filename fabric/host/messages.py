@@ -1,0 +1,155 @@
+"""What agents tell their host, folded into the connection records and the event log.
+
+Owns: the meaning of agent messages on the host; decoding of traces into what people read. May
+import: wire, routing, host.connections, host.events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from fabric.errors import GuestFault, WireError
+from fabric.host.connections import Connection, ConnectionTable
+from fabric.host.events import EventLog
+from fabric.host.guests import Guest
+from fabric.routing.protocols import PROTOCOLS
+from fabric.routing.topology import Topology
+from fabric.wire.control import AgentEvent, Counters, Query, Ready, Traces
+from fabric.wire.packet import FLAG_REPLY, HEADER_SIZE, FLAGS, Header, HopRecord, unpack_records
+
+# An agent that is alive answers a question in a few ms, under emulation and load in some 100 ms.
+ANSWER_DEADLINE = 3.0
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float: ...
+
+
+class GuestMessages:
+    """Receives every message of every agent on this host."""
+
+    def __init__(
+        self, connections: ConnectionTable, topology: Topology, events: EventLog, clock: Clock
+    ) -> None:
+        self._connections = connections
+        self._topology = topology
+        self._events = events
+        self._clock = clock
+        self._answers: dict[tuple[int, type], asyncio.Event] = {}
+
+    def on_ready(self, connection: Connection, guest: Guest) -> None:
+        """The agent has selected the protocol (step d) and waits for packets."""
+        ready = guest.ready
+        if ready is None:
+            return
+        connection.protocol = ready.protocol
+        connection.protocol_name = ready.protocol_name
+        connection.need, connection.rule, connection.reason = ready.need, ready.rule, ready.reason
+        connection.spawn_ms = ready.spawn_ms
+        self._events.emit(
+            "agent-ready", connection.label, guest=guest.name, spawn_ms=ready.spawn_ms
+        )
+        self._events.emit(
+            "selected", connection.label, protocol=ready.protocol,
+            protocol_name=ready.protocol_name, need=ready.need, rule=ready.rule,
+            reason=ready.reason,
+        )
+
+    def on_message(self, guest: Guest, message: object) -> None:
+        """Anything an agent says after it is ready."""
+        connection = self._connections.by_id(guest.connection)
+        if connection is None or connection.guest not in (None, guest):
+            return
+        if isinstance(message, Counters):
+            self._on_counters(connection, message)
+        elif isinstance(message, Traces):
+            for line in message.traces:
+                self._on_trace(connection, line)
+        elif isinstance(message, AgentEvent):
+            connection.last_active = self._clock.monotonic()
+            self._events.emit(
+                message.name, connection.label, **{"guest": guest.name, **message.fields}
+            )
+        if (waiting := self._answers.get((connection.id, type(message)))) is not None:
+            waiting.set()
+
+    def _on_counters(self, connection: Connection, message: Counters) -> None:
+        before = connection.counters
+        packets = ("packets_in", "packets_out")
+        if any(message.counters.get(k, 0) != before.get(k, 0) for k in packets):
+            connection.last_active = self._clock.monotonic()
+        connection.counters = dict(message.counters)
+        connection.closing = message.closing
+
+    def _on_trace(self, connection: Connection, line: str) -> None:
+        try:
+            header, records = decode_trace(bytes.fromhex(line))
+        except (ValueError, WireError):
+            self._events.counts["malformed-trace"] += 1
+            return
+        key = (bool(header.flags & FLAG_REPLY), header.sequence)
+        connection.remember_trace(key, self.trace_view(connection, header, records))
+
+    def trace_view(
+        self, connection: Connection, header: Header, records: list[HopRecord]
+    ) -> dict[str, Any]:
+        """One packet's trace as the API gives it."""
+        known = PROTOCOLS.get(header.protocol)
+        name = self._topology.name_of
+        return {
+            "connection": connection.label,
+            "protocol": header.protocol,
+            "protocol_name": known.name if known else str(header.protocol),
+            "source": name(header.source),
+            "destination": name(header.destination),
+            "sequence": header.sequence,
+            "reply": bool(header.flags & FLAG_REPLY),
+            "flags": [label for bit, label in FLAGS.items() if header.flags & bit],
+            "hops": [
+                {
+                    "host": name(record.node),
+                    "guest": f"g{record.guest}",
+                    "received_at": datetime.fromtimestamp(
+                        record.received_at_us / 1e6, UTC
+                    ).isoformat(timespec="microseconds"),
+                    "received_at_us": record.received_at_us,
+                    "residence_us": record.residence_us,
+                    "queue": record.queue_depth,
+                    "table_version": record.table_version,
+                    "spawn_ms": record.spawn_ms,
+                    "ingress_interface": record.ingress_interface,
+                    "egress_interface": record.egress_interface,
+                }
+                for record in records
+            ],
+        }
+
+    async def refresh(self, connection: Connection, last: int = 256) -> None:
+        """Ask the agent for its counters and newest traces; an agent that is gone adds nothing."""
+        guest = connection.guest
+        if guest is None:
+            return
+        try:
+            await self._ask(connection, guest, Query(what="counters", last=0), Counters)
+            await self._ask(connection, guest, Query(what="traces", last=last), Traces)
+        except (TimeoutError, GuestFault, OSError):
+            self._events.emit("agent-silent", connection.label, guest=guest.name)
+
+    async def _ask(
+        self, connection: Connection, guest: Guest, query: Query, answer: type
+    ) -> None:
+        key = (connection.id, answer)
+        waiting = self._answers.setdefault(key, asyncio.Event())
+        waiting.clear()
+        try:
+            guest.send(query)
+            await asyncio.wait_for(waiting.wait(), ANSWER_DEADLINE)
+        finally:
+            self._answers.pop(key, None)
+
+
+def decode_trace(data: bytes) -> tuple[Header, list[HopRecord]]:
+    """A header and the hop records behind it, as agents keep them. Raises WireError."""
+    return Header.unpack(data), unpack_records(data[HEADER_SIZE:])

@@ -1,0 +1,472 @@
+"""The orchestrator: turns a request for a connection into a guest that carries it.
+
+Owns: what happens to a packet nobody steers yet, and the life of a connection on this host. It is
+never in the data path of an established connection. May import: errors, wire, routing, and its
+neighbours in host; the kernel is reached only through :class:`Datapath`, guests only through
+:class:`Guests`, so that all of this runs in a unit test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fabric.errors import CapacityExceeded, FabricError, GuestFault, WireError
+from fabric.host.capacity import Admission
+from fabric.host.config import HostConfig
+from fabric.host.connections import Connection, ConnectionTable, HeldPacket, Role, State
+from fabric.host.events import EventLog
+from fabric.host.guests import Guest
+from fabric.host.messages import GuestMessages
+from fabric.routing.policy import ApplicationFacts, Policy, select
+from fabric.routing.protocols import PROTOCOLS
+from fabric.routing.table import ForwardingTable
+from fabric.routing.topology import Topology
+from fabric.wire.control import Configure, InstallTable
+from fabric.wire.inner import FiveTuple, embedded_flow, parse_flow, refusal
+from fabric.wire.packet import (
+    FLAG_REPLY,
+    PAYLOAD_ANNOUNCE,
+    PAYLOAD_IPV4,
+    PAYLOAD_IPV6,
+    Header,
+    Packet,
+    decode_packet,
+    encode_packet,
+)
+
+log = logging.getLogger(__name__)
+
+DEFAULT_HOP_LIMIT = 32
+# How long a connection stays after both ends closed it: late segments and the last look at it.
+CLOSING_LINGER = 5.0
+# How often a lost guest is replaced before the connection is given up.
+MAX_SPAWNS = 4
+
+
+class Datapath(Protocol):
+    """What the orchestrator asks of the kernel."""
+
+    def steer(self, connection: Connection, guest_index: int) -> None:
+        """From now on the kernel sends this connection's packets straight to the guest."""
+
+    def unsteer(self, connection: Connection) -> None:
+        """Undo :meth:`steer`; packets come to the orchestrator again. Idempotent."""
+
+    def deliver(self, packets: list[HeldPacket], guest_index: int) -> None:
+        """Hand packets to the guest, in order."""
+
+    def answer(self, packet: bytes) -> None:
+        """Give a packet to this host's own applications."""
+
+    def send(self, datagram: bytes, neighbour: str) -> None:
+        """Send a fabric packet to a neighbour's underlay address."""
+
+
+class Guests(Protocol):
+    """What the orchestrator asks of the guest life cycle."""
+
+    def alive(self) -> int: ...
+
+    async def spawn(self, connection: int, configure: Callable[[Any], Configure]) -> Guest: ...
+
+    async def destroy(self, guest: Guest) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Clock(Protocol):
+    def monotonic(self) -> float: ...
+
+    def unix_us(self) -> int: ...
+
+
+class Orchestrator:
+    """One per host. All methods run on the event loop's thread."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        topology: Topology,
+        table: ForwardingTable,
+        policy: Policy,
+        *,
+        datapath: Datapath,
+        guests: Guests,
+        find_facts: Callable[[FiveTuple, bytes], ApplicationFacts],
+        events: EventLog,
+        clock: Clock,
+        first_serial: int,
+    ) -> None:
+        """``first_serial``: random start of the low half of connection ids, 0 … 2^32-1, so that
+        ids of a restarted orchestrator do not meet those of its former life."""
+        self.config = config
+        self.topology = topology
+        self.table = table
+        self.policy = policy
+        self.events = events
+        self.clock = clock
+        self.connections = ConnectionTable()
+        self.messages = GuestMessages(self.connections, topology, events, clock)
+        self._datapath = datapath
+        self._guests = guests
+        self._find_facts = find_facts
+        self._admission = Admission(config.limits, config.guest_memory_mib)
+        self._serial = first_serial
+        self._neighbours = {
+            hop.address: hop.node for hop in topology.neighbours(config.node)
+        }
+        self._interfaces = {
+            hop.address: hop.interface for hop in topology.neighbours(config.node)
+        }
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- packets from this host's applications -------------------------------------------------
+
+    def on_miss(self, packets: list[bytes]) -> None:
+        """Packets no steering rule knows, from the miss device, in order."""
+        for packet in packets:
+            flow = parse_flow(packet)
+            if flow is None:
+                self._on_unflowed(packet)
+                continue
+            held = HeldPacket(packet)
+            if (connection := self.connections.by_flow(flow)) is not None:
+                self._carry(connection, held)
+            else:
+                self._request(flow, held)
+
+    def _on_unflowed(self, packet: bytes) -> None:
+        """An ICMP error about a known flow goes with that flow; the rest is not ours to carry."""
+        about = embedded_flow(packet)
+        connection = self.connections.by_flow(about.reversed()) if about else None
+        if connection is not None:
+            self._carry(connection, HeldPacket(packet))
+        else:
+            self.events.counts["unclassified-packet"] += 1
+
+    def _carry(self, connection: Connection, held: HeldPacket) -> None:
+        """A packet of a known connection that steering missed: hold it or pass it on."""
+        if connection.state is State.ESTABLISHED and connection.guest is not None:
+            self._datapath.deliver([held], connection.guest.index)
+        else:
+            self._hold(connection, held)
+
+    def _hold(self, connection: Connection, held: HeldPacket) -> None:
+        limits = self.config.limits
+        full = len(connection.held) >= limits.held_packets
+        if full or self.connections.held_packets() >= limits.held_total:
+            connection.held_dropped += 1
+            if connection.held_dropped == 1:
+                limit = "held_packets" if full else "held_total"
+                self.events.emit("held-overflow", connection.label, limit=limit)
+            return
+        connection.held.append(held)
+
+    def _request(self, flow: FiveTuple, held: HeldPacket) -> None:
+        """Step (a): an application asks for a connection this host has never seen."""
+        now_us = self.clock.unix_us()
+        self._serial = (self._serial + 1) % (1 << 32)
+        node = self.config.node
+        connection = Connection(
+            id=node << 32 | self._serial,
+            role=Role.INGRESS,
+            source_node=node,
+            destination_node=0,
+            requested_at_us=now_us,
+            flow=flow,
+        )
+        self.events.emit("request", connection.label, flow=flow.to_json())
+        connection.facts = facts = self._find_facts(flow, held.data)
+        self.events.emit("facts", connection.label, facts=facts.to_json())
+        choice = select(self.policy, facts)
+        connection.protocol = choice.protocol
+        destination = self.topology.node_for(flow.destination)
+        if destination is None or destination == node:
+            self._refuse(connection, held, "no-route", f"no host owns {flow.destination}")
+            return
+        connection.destination_node = destination
+        if not self.table.lookup(destination, choice.protocol):
+            why = f"no {choice.name} route from {self.config.host} to node {destination}"
+            self._refuse(connection, held, "no-route", why)
+            return
+        if self._open(connection, held):
+            self._announce(connection, DEFAULT_HOP_LIMIT)
+
+    # -- datagrams from neighbours ---------------------------------------------------------------
+
+    def on_underlay(self, datagrams: list[tuple[bytes, str]]) -> None:
+        """Fabric packets of connections no steering rule knows, with the sender's address."""
+        for data, upstream in datagrams:
+            if upstream not in self._neighbours:
+                self.events.counts["foreign-datagram"] += 1
+                continue
+            try:
+                packet = decode_packet(data)
+            except WireError as exc:
+                self.events.counts["malformed-datagram"] += 1
+                log.debug("malformed datagram from %s: %s", upstream, exc)
+                continue
+            connection = self.connections.by_id(packet.header.connection)
+            if packet.header.payload_type == PAYLOAD_ANNOUNCE:
+                if connection is None:
+                    self._on_announce(packet, upstream)
+            elif connection is not None:
+                self._carry(connection, HeldPacket(data, upstream))
+            else:
+                self._on_arrival(packet, HeldPacket(data, upstream))
+
+    def _on_arrival(self, packet: Packet, held: HeldPacket) -> None:
+        """Step (g): a packet of a connection that other hosts opened reaches this one."""
+        header = packet.header
+        is_reply = bool(header.flags & FLAG_REPLY)
+        if is_reply and header.destination == self.config.node:
+            # The connection ended here while its last replies were under way.
+            self.events.counts["stale-reply"] += 1
+            return
+        flow = parse_flow(bytes(packet.payload))
+        connection = self._remote(header, flow.reversed() if is_reply and flow else flow)
+        self.events.emit(
+            "arrival", connection.label, role=connection.role.value, upstream=held.upstream,
+            flow=connection.flow.to_json() if connection.flow else None,
+            protocol=header.protocol, destination=self._name(connection.destination_node),
+        )
+        self._open(connection, held)
+
+    def _remote(self, header: Header, flow: FiveTuple | None) -> Connection:
+        """The record of a connection opened elsewhere; addresses are turned to forward sense."""
+        ends = (header.source, header.destination)
+        source, destination = ends[::-1] if header.flags & FLAG_REPLY else ends
+        here = destination == self.config.node
+        known = PROTOCOLS.get(header.protocol)
+        return Connection(
+            id=header.connection,
+            role=Role.EGRESS if here else Role.TRANSIT,
+            source_node=source,
+            destination_node=destination,
+            requested_at_us=self.clock.unix_us(),
+            flow=flow,
+            protocol=header.protocol,
+            protocol_name=known.name if known else str(header.protocol),
+            reason="carried in the packet",
+        )
+
+    # -- announcements: an optimisation, never needed ---------------------------------------------
+
+    def _announce(self, connection: Connection, hop_limit: int) -> None:
+        """Tell the next host that this connection is coming, so that guests appear in parallel."""
+        flow, protocol = connection.flow, connection.protocol
+        if not self.config.announce or flow is None or protocol is None or hop_limit <= 0:
+            return
+        hops = self.table.lookup(connection.destination_node, protocol)
+        if not hops:
+            return
+        header = Header(
+            protocol=protocol, hop_limit=hop_limit, payload_type=PAYLOAD_ANNOUNCE,
+            connection=connection.id, source=connection.source_node,
+            destination=connection.destination_node, sequence=0, flags=0,
+        )
+        body = json.dumps({"flow": flow.to_json()}).encode()
+        hop = hops[connection.id % len(hops)]
+        self._datapath.send(encode_packet(header, body, ()), hop.address)
+        self.events.emit("announced", connection.label, next_hop=self._name(hop.node))
+
+    def _on_announce(self, packet: Packet, upstream: str) -> None:
+        try:
+            flow = FiveTuple.from_json(json.loads(bytes(packet.payload))["flow"])
+        except (ValueError, KeyError, TypeError):
+            self.events.counts["malformed-datagram"] += 1
+            return
+        connection = self._remote(packet.header, flow)
+        self.events.emit(
+            "announcement", connection.label, role=connection.role.value, upstream=upstream,
+            flow=flow.to_json(), protocol=packet.header.protocol,
+            destination=self._name(connection.destination_node),
+        )
+        if self._open(connection, None) and connection.role is Role.TRANSIT:
+            self._announce(connection, packet.header.hop_limit - 1)
+
+    # -- the life of a connection ------------------------------------------------------------------
+
+    def _open(self, connection: Connection, held: HeldPacket | None) -> bool:
+        """Admit the connection and start its guest; refuse the packet when that cannot be."""
+        try:
+            if self.config.spawning:
+                self._admission.admit(self._guests.alive(), self.clock.monotonic())
+        except CapacityExceeded as exc:
+            if held is not None:
+                self._refuse(connection, held, "capacity", exc.message, limit=exc.limit)
+            return False
+        connection.last_active = self.clock.monotonic()
+        self.connections.add(connection)
+        if held is not None:
+            self._hold(connection, held)
+        if self.config.spawning:
+            self._start(self._spawn(connection))
+        return self.config.spawning
+
+    def _refuse(
+        self, connection: Connection, held: HeldPacket, cause: str, why: str, **fields: object
+    ) -> None:
+        """Tell the application at once, by the means its own protocol has for it."""
+        self.events.emit("refused", connection.label, cause=cause, why=why, **fields)
+        if held.upstream is None:
+            if (answer := refusal(held.data)) is not None:
+                self._datapath.answer(answer)
+            return
+        packet = decode_packet(held.data)
+        header = packet.header
+        answer = refusal(bytes(packet.payload))
+        if answer is None or header.payload_type == PAYLOAD_ANNOUNCE:
+            return
+        back = Header(
+            protocol=header.protocol, hop_limit=DEFAULT_HOP_LIMIT,
+            payload_type=PAYLOAD_IPV6 if answer[0] >> 4 == 6 else PAYLOAD_IPV4,
+            flags=header.flags ^ FLAG_REPLY, connection=header.connection,
+            source=self.config.node, destination=header.source, sequence=0,
+        )
+        self._datapath.send(encode_packet(back, answer, ()), held.upstream)
+
+    async def _spawn(self, connection: Connection) -> None:
+        """Steps (b) and (g): a guest for this connection, then its packets, then the steering."""
+        connection.spawns += 1
+        try:
+            guest = await self._guests.spawn(
+                connection.id, lambda identity: self._configure(connection, identity)
+            )
+        except GuestFault as exc:
+            self._give_up(connection, str(exc))
+            return
+        if connection.state is State.CLOSED:
+            await self._guests.destroy(guest)
+            return
+        connection.guest = guest
+        self.messages.on_ready(connection, guest)
+        self._establish(connection, guest)
+
+    def _establish(self, connection: Connection, guest: Guest) -> None:
+        """Held packets first, then the kernel's rule; what slips between comes by ``_carry``."""
+        held, connection.held = list(connection.held), type(connection.held)()
+        connection.last_active = self.clock.monotonic()
+        self._datapath.deliver(held, guest.index)
+        self.events.emit("released", connection.label, packets=len(held))
+        connection.state = State.ESTABLISHED
+        try:
+            self._datapath.steer(connection, guest.index)
+        except FabricError as exc:
+            self._give_up(connection, str(exc))
+            return
+        self.events.emit("steering-installed", connection.label, guest=guest.name)
+
+    def _give_up(self, connection: Connection, why: str) -> None:
+        first = connection.held[0] if connection.held else None
+        if first is not None:
+            self._refuse(connection, first, "spawn-failed", why)
+        else:
+            self.events.emit("refused", connection.label, cause="spawn-failed", why=why)
+        self._start(self.end(connection, "spawn-failed"))
+
+    def _configure(self, connection: Connection, identity: Any) -> Configure:
+        """What the agent is told about itself, its connection and its host."""
+        prefixes = [
+            [prefix, node.id] for node in self.topology.nodes for prefix in node.prefixes
+        ]
+        ingress = connection.role is Role.INGRESS
+        return Configure(
+            connection=connection.id,
+            lab=self.config.lab,
+            host=self.config.host,
+            node=self.config.node,
+            guest=identity.index,
+            role=connection.role.value,
+            facts=connection.facts.to_json() if connection.facts else None,
+            policy=self.config.policy if ingress else None,
+            protocol=None if ingress else connection.protocol,
+            flow=connection.flow.to_json() if connection.flow else None,
+            table=self.table.to_json(),
+            prefixes=prefixes,
+            interfaces=self._interfaces,
+            port=self.config.port,
+            overlay_mtu=self.config.overlay_mtu,
+            requested_at_us=connection.requested_at_us,
+            host_now_us=self.clock.unix_us(),
+            source_node=connection.source_node,
+            destination_node=connection.destination_node,
+        )
+
+    def on_guest_lost(self, guest: Guest) -> None:
+        """The guest died under a live connection: hold its packets, get it another one."""
+        connection = self.connections.by_id(guest.connection)
+        if connection is None or connection.guest is not guest:
+            return
+        self._datapath.unsteer(connection)
+        connection.guest, connection.state = None, State.HELD
+        self.events.emit("guest-lost", connection.label, guest=guest.name)
+        if connection.spawns >= MAX_SPAWNS:
+            self._give_up(connection, f"{connection.spawns} guests were lost in a row")
+        else:
+            self._start(self._spawn(connection))
+
+    async def end(self, connection: Connection, why: str) -> None:
+        """Steering goes first, the guest after it. Idempotent."""
+        if connection.state is State.CLOSED:
+            return
+        guest = connection.guest
+        self._datapath.unsteer(connection)
+        if guest is not None:
+            await self.messages.refresh(connection)
+        self.connections.remove(connection)
+        self.events.emit("connection-ended", connection.label, why=why)
+        if guest is not None:
+            await self._guests.destroy(guest)
+
+    def sweep(self) -> None:
+        """End the connections nobody uses any more; called about once a second."""
+        now = self.clock.monotonic()
+        for connection in self.connections:
+            if connection.state is not State.ESTABLISHED and self.config.spawning:
+                continue
+            quiet = now - connection.last_active
+            limit = self.config.idle_timeout
+            if connection.closing:
+                limit = min(limit, CLOSING_LINGER)
+            if quiet >= limit:
+                why = "closed" if connection.closing else "idle"
+                self.events.emit("idle", connection.label, quiet_s=round(quiet, 3), why=why)
+                connection.last_active = now
+                self._start(self.end(connection, why))
+
+    def install_table(self, table: ForwardingTable) -> None:
+        """A new table of this host: the agents get it too; connections stay where they are."""
+        self.table = table
+        for connection in self.connections:
+            if connection.guest is not None:
+                connection.guest.send(InstallTable(table=table.to_json()))
+        self.events.emit("table-installed", version=table.version)
+
+    async def close(self) -> None:
+        """End everything; afterwards no guest and no rule of ours is left."""
+        for connection in self.connections:
+            self._start(self.end(connection, "shutdown"))
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._guests.close()
+
+    def _name(self, node: int) -> str:
+        return self.topology.name_of(node)
+
+    def _start(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self.events.emit("internal-error", error=repr(exc))
+            log.error("unexpected error in a background task", exc_info=exc)
+
+

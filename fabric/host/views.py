@@ -1,0 +1,207 @@
+"""How the orchestrator shows itself: the documents of its HTTP API.
+
+Owns: the shapes (pydantic models, and so the OpenAPI document) and their filling. May import:
+routing, host. Reads; never changes anything.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from fabric.host.connections import Connection
+from fabric.host.guests import Guest
+from fabric.host.orchestrator import Orchestrator
+from fabric.routing.protocols import PROTOCOLS
+from fabric.routing.topology import Topology
+
+
+class Status(BaseModel):
+    lab: str
+    host: str
+    node: int
+    pid: int
+    started_at: str
+    version: str
+    table_version: int
+    guests: int
+    connections: int
+    tier: str
+    acceleration: dict[str, Any]
+    limits: dict[str, Any]
+    protocols: list[str]
+    overlay_addresses: list[str]
+
+
+class ConnectionView(BaseModel):
+    id: str
+    state: str
+    role: str
+    protocol: int | None
+    protocol_name: str
+    need: str
+    rule: str
+    reason: str
+    flow: dict[str, Any] | None
+    application: dict[str, Any] | None
+    guest: str | None
+    guest_address: str | None
+    guest_mac: str | None
+    tap: str | None
+    source_node: str
+    destination_node: str
+    created_at: str
+    created_at_us: int
+    spawn_ms: float | None
+    phases: dict[str, float]
+    closing: bool
+    counters: dict[str, int]
+    traces: int
+
+
+class GuestView(BaseModel):
+    name: str
+    index: int
+    address: str
+    mac: str
+    tap: str
+    connection: str
+    state: str
+    spawn_ms: float | None
+    phases: dict[str, float]
+
+
+class Hop(BaseModel):
+    host: str
+    address: str
+    interface: int
+    metric: float
+
+
+class Route(BaseModel):
+    destination: int
+    destination_host: str
+    protocol: int
+    protocol_name: str
+    next_hops: list[Hop]
+    table_version: int
+
+
+class Explanation(BaseModel):
+    connection: str
+    host: str
+    role: str
+    facts: dict[str, Any] | None
+    selection: dict[str, Any]
+    table: dict[str, Any]
+    next_hop: Hop | None
+
+
+def iso(at_us: int) -> str:
+    """Unix µs as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="microseconds")
+
+
+def connection_view(connection: Connection, topology: Topology) -> ConnectionView:
+    guest = connection.guest
+    identity = guest.identity if guest else None
+    return ConnectionView(
+        id=connection.label,
+        state=connection.state.value,
+        role=connection.role.value,
+        protocol=connection.protocol,
+        protocol_name=connection.protocol_name,
+        need=connection.need,
+        rule=connection.rule,
+        reason=connection.reason,
+        flow=connection.flow.to_json() if connection.flow else None,
+        application=connection.facts.to_json() if connection.facts else None,
+        guest=guest.name if guest else None,
+        guest_address=str(identity.address) if identity else None,
+        guest_mac=identity.mac if identity else None,
+        tap=identity.tap if identity else None,
+        source_node=topology.name_of(connection.source_node),
+        destination_node=topology.name_of(connection.destination_node),
+        created_at=iso(connection.requested_at_us),
+        created_at_us=connection.requested_at_us,
+        spawn_ms=connection.spawn_ms,
+        phases=dict(guest.phases) if guest else {},
+        closing=connection.closing,
+        counters=connection.counters,
+        traces=len(connection.traces),
+    )
+
+
+def guest_view(guest: Guest, connection: Connection) -> GuestView:
+    return GuestView(
+        name=guest.name,
+        index=guest.index,
+        address=str(guest.identity.address),
+        mac=guest.identity.mac,
+        tap=guest.identity.tap,
+        connection=connection.label,
+        state=guest.state.value,
+        spawn_ms=connection.spawn_ms,
+        phases=dict(guest.phases),
+    )
+
+
+def routes(orchestrator: Orchestrator, protocol: str = "") -> list[Route]:
+    """The table, ordered by destination and protocol; ``protocol`` narrows it by name."""
+    table, topology = orchestrator.table, orchestrator.topology
+    found = []
+    for (destination, number), hops in sorted(table.entries.items()):
+        known = PROTOCOLS.get(number)
+        name = known.name if known else str(number)
+        if protocol and protocol != name:
+            continue
+        found.append(
+            Route(
+                destination=destination,
+                destination_host=topology.name_of(destination),
+                protocol=number,
+                protocol_name=name,
+                next_hops=[_hop(hop, topology) for hop in hops],
+                table_version=table.version,
+            )
+        )
+    return found
+
+
+def explanation(connection: Connection, orchestrator: Orchestrator) -> Explanation:
+    """Facts → policy line → protocol → table entry → next hop, at this host."""
+    table, topology = orchestrator.table, orchestrator.topology
+    protocol = connection.protocol
+    toward = connection.destination_node
+    hops = () if protocol is None else table.lookup(toward, protocol)
+    chosen = hops[connection.id % len(hops)] if hops else None
+    return Explanation(
+        connection=connection.label,
+        host=orchestrator.config.host,
+        role=connection.role.value,
+        facts=connection.facts.to_json() if connection.facts else None,
+        selection={
+            "rule": connection.rule,
+            "need": connection.need,
+            "protocol": protocol,
+            "protocol_name": connection.protocol_name,
+            "reason": connection.reason,
+        },
+        table={
+            "version": table.version,
+            "destination": topology.name_of(toward),
+            "entry": [_hop(hop, topology).model_dump() for hop in hops],
+        },
+        next_hop=_hop(chosen, topology) if chosen else None,
+    )
+
+
+def _hop(hop: Any, topology: Topology) -> Hop:
+    return Hop(
+        host=topology.name_of(hop.node),
+        address=hop.address,
+        interface=hop.interface,
+        metric=hop.metric,
+    )

@@ -1,0 +1,163 @@
+"""What host and agent tell each other over the guest's virtio-serial channel: JSON, one per line.
+
+Owns: the messages and their codec. May import: fabric.wire.errors, fabric.wire.fact, json.
+
+host → agent: Configure, InstallTable, Query. agent → host: Hello, Ready, AgentEvent, Counters, Traces.
+A line is ``{"type": NAME, …fields}``. Fields a receiver does not know are ignored, so that a newer
+host can talk to an older agent; fields it lacks and that have no default are an error.
+"""
+
+from __future__ import annotations
+
+import json
+
+from fabric.wire.errors import ControlInvalid
+from fabric.wire.fact import Fact
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MAX_LINE = 8 * 1024 * 1024
+"""Bytes of one message: the table of a 10 000-node topology with four protocols is below 4 MiB."""
+
+
+class Configure(Fact):
+    """Everything a guest must know of its connection. Times are Unix µs of the host's clock."""
+
+    connection: int
+    lab: str
+    host: str
+    node: int
+    guest: int
+    role: str
+    """ingress, transit or egress: a hint for events; the node ids decide."""
+    source_node: int
+    destination_node: int
+    table: dict[str, Any]
+    """ForwardingTable.to_json()."""
+    interfaces: dict[str, int]
+    """Underlay address of a neighbour → our interface id towards it."""
+    port: int
+    overlay_mtu: int
+    requested_at_us: int
+    host_now_us: int
+    """The host's clock when it sent this message; the agent aligns its own by it."""
+    facts: dict[str, Any] | None = None
+    """ApplicationFacts.to_json(), at the ingress only."""
+    policy: dict[str, Any] | None = None
+    protocol: int | None = None
+    """Fixed by the packet or the announcement everywhere but at the ingress."""
+    flow: dict[str, Any] | None = None
+    """FiveTuple.to_json() of the forward direction."""
+    prefixes: list[list[Any]] = []  # noqa: RUF012 - a fact is never mutated
+    """[prefix, node] pairs: inner destination → node, longest match."""
+
+
+class InstallTable(Fact):
+    """Replace the forwarding table."""
+
+    table: dict[str, Any]
+
+
+class Query(Fact):
+    """Ask for ``counters`` or for the ``last`` newest ``traces``."""
+
+    what: str
+    last: int = 256
+
+
+class Hello(Fact):
+    """The agent runs. ``uptime_us``: µs since the guest booted."""
+
+    digest: str
+    python: str
+    uptime_us: int
+
+
+class Ready(Fact):
+    """Configured: the connection's packets are welcome."""
+
+    connection: int
+    protocol: int | None
+    protocol_name: str
+    need: str
+    rule: str
+    reason: str
+    spawn_ms: int
+
+
+class AgentEvent(Fact):
+    """Something an operator may want to know of."""
+
+    name: str
+    fields_: dict[str, Any]
+    at_us: int
+
+
+class Counters(Fact):
+    """Sums since Configure; sent at most once a second and only when changed."""
+
+    counters: dict[str, int]
+    last_activity_us: int
+    closing: bool
+    """TCP said goodbye: FIN both ways, or a reset."""
+
+
+class Traces(Fact):
+    """Hex of packed Header and records, one per delivered packet, newest last."""
+
+    traces: list[str]
+
+
+Message = Configure | InstallTable | Query | Hello | Ready | AgentEvent | Counters | Traces
+MESSAGES: dict[str, type[Fact]] = {
+    cls.__name__: cls
+    for cls in (Configure, InstallTable, Query, Hello, Ready, AgentEvent, Counters, Traces)
+}
+
+
+def encode(message: Message) -> bytes:
+    """One line, newline included."""
+    document = {"type": type(message).__name__}
+    document.update(zip(message.fields, message.values(), strict=True))
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """One message. Raises ControlInvalid: not JSON, unknown type, or fields missing."""
+    try:
+        document = json.loads(line)
+        kind = MESSAGES[document.pop("type")]
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        known = ", ".join(MESSAGES)
+        raise ControlInvalid("message", f"JSON object of type {known}", line[:80]) from exc
+    try:
+        message = kind(**{k: v for k, v in document.items() if k in kind.fields})
+    except TypeError as exc:
+        raise ControlInvalid(kind.__name__, "all its fields", str(exc)) from exc
+    return message  # type: ignore[return-value]  # MESSAGES holds exactly the union's members
+
+
+class Decoder:
+    """Cuts a byte stream into messages. Raises ControlInvalid for a line beyond MAX_LINE."""
+
+    def __init__(self, max_line: int = MAX_LINE) -> None:
+        self._pending = bytearray()
+        self._max_line = max_line
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Messages completed by ``data``. After an error the offending line is gone and feeding
+        may go on: messages behind it come with the next call."""
+        self._pending += data
+        messages: list[Message] = []
+        while (end := self._pending.find(b"\n")) >= 0:
+            line = bytes(self._pending[:end])
+            del self._pending[: end + 1]
+            if line.strip():
+                messages.append(decode(line))
+        if len(self._pending) > self._max_line:
+            actual = len(self._pending)
+            self._pending.clear()
+            raise ControlInvalid("line", f"at most {self._max_line} bytes", actual)
+        return messages
