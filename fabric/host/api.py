@@ -137,7 +137,8 @@ class _Metrics(Collector):
             events.add_metric([name], count)
         yield events
         packets = GaugeMetricFamily(
-            "fabric_agent_counter", "Agents' counters of live connections, summed",
+            "fabric_agent_counter",
+            "Agents' counters of live connections, summed",
             labels=["name"],
         )
         sums: dict[str, int] = {}

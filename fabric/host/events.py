@@ -32,17 +32,19 @@ class Event:
     fields: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        at = datetime.fromtimestamp(self.at_us / 1e6, UTC).isoformat(timespec="microseconds")
-        base = {"seq": self.seq, "at": at, "at_us": self.at_us, "host": self.host}
+        base = {"seq": self.seq, "at": iso(self.at_us), "at_us": self.at_us, "host": self.host}
         return {**base, "name": self.name, "connection": self.connection, **self.fields}
+
+
+def iso(at_us: int) -> str:
+    """Unix µs as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="microseconds")
 
 
 class EventLog:
     """Append-only log with followers; old events fall off the far end, ``counts`` never does."""
 
-    def __init__(
-        self, host: str, now_us: Callable[[], int], path: Path | None = None
-    ) -> None:
+    def __init__(self, host: str, now_us: Callable[[], int], path: Path | None = None) -> None:
         self._host = host
         self._now_us = now_us
         self._events: deque[Event] = deque(maxlen=CAPACITY)

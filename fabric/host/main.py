@@ -91,8 +91,15 @@ async def serve(config: HostConfig) -> None:
         datapath = stack.enter_context(KernelDatapath(config, topology))
         manager = GuestManager(config, image, acceleration, hypervisor, build_bundle())
         orchestrator = Orchestrator(
-            config, topology, table, Policy.from_json(config.policy), datapath=datapath,
-            guests=manager, find_facts=find_facts, events=events, clock=clock,
+            config,
+            topology,
+            table,
+            Policy.from_json(config.policy),
+            datapath=datapath,
+            guests=manager,
+            find_facts=find_facts,
+            events=events,
+            clock=clock,
             first_serial=secrets.randbits(32),
         )
         manager.on_event = lambda name, guest, fields: events.emit(
@@ -117,7 +124,10 @@ async def _run(
     config.api_socket.unlink(missing_ok=True)
     server = Server(
         uvicorn.Config(
-            app, uds=str(config.api_socket), log_level="warning", timeout_graceful_shutdown=2  # type: ignore[arg-type]
+            app,
+            uds=str(config.api_socket),
+            log_level="warning",
+            timeout_graceful_shutdown=2,  # type: ignore[arg-type]
         )
     )
     serving = asyncio.create_task(server._serve())
@@ -145,11 +155,18 @@ def _status(
 ):  # type: ignore[no-untyped-def]
     def status() -> Status:
         return Status(
-            lab=config.lab, host=config.host, node=config.node, pid=os.getpid(),
-            started_at=started_at, version=__version__,
-            table_version=orchestrator.table.version, guests=manager.alive(),
-            connections=len(orchestrator.connections), tier=config.tier,
-            acceleration=asdict(acceleration), limits=asdict(config.limits),
+            lab=config.lab,
+            host=config.host,
+            node=config.node,
+            pid=os.getpid(),
+            started_at=started_at,
+            version=__version__,
+            table_version=orchestrator.table.version,
+            guests=manager.alive(),
+            connections=len(orchestrator.connections),
+            tier=config.tier,
+            acceleration=asdict(acceleration),
+            limits=asdict(config.limits),
             protocols=sorted({r.protocol_name for r in _routes(orchestrator)}),
             overlay_addresses=list(config.overlay_addresses),
         )

@@ -7,24 +7,20 @@ import: wire, routing, host.connections, host.events.
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from fabric.errors import GuestFault, WireError
 from fabric.host.connections import Connection, ConnectionTable
-from fabric.host.events import EventLog
+from fabric.host.events import EventLog, iso
 from fabric.host.guests import Guest
+from fabric.host.ports import Clock
 from fabric.routing.protocols import PROTOCOLS
 from fabric.routing.topology import Topology
-from fabric.wire.control import AgentEvent, Counters, Query, Ready, Traces
-from fabric.wire.packet import FLAG_REPLY, HEADER_SIZE, FLAGS, Header, HopRecord, unpack_records
+from fabric.wire.control import AgentEvent, Counters, Query, Traces
+from fabric.wire.packet import FLAG_REPLY, Packet
 
 # An agent that is alive answers a question in a few ms, under emulation and load in some 100 ms.
 ANSWER_DEADLINE = 3.0
-
-
-class Clock(Protocol):
-    def monotonic(self) -> float: ...
 
 
 class GuestMessages:
@@ -52,8 +48,12 @@ class GuestMessages:
             "agent-ready", connection.label, guest=guest.name, spawn_ms=ready.spawn_ms
         )
         self._events.emit(
-            "selected", connection.label, protocol=ready.protocol,
-            protocol_name=ready.protocol_name, need=ready.need, rule=ready.rule,
+            "selected",
+            connection.label,
+            protocol=ready.protocol,
+            protocol_name=ready.protocol_name,
+            need=ready.need,
+            rule=ready.rule,
             reason=ready.reason,
         )
 
@@ -70,7 +70,7 @@ class GuestMessages:
         elif isinstance(message, AgentEvent):
             connection.last_active = self._clock.monotonic()
             self._events.emit(
-                message.name, connection.label, **{"guest": guest.name, **message.fields}
+                message.name, connection.label, **{"guest": guest.name, **message.fields_}
             )
         if (waiting := self._answers.get((connection.id, type(message)))) is not None:
             waiting.set()
@@ -85,17 +85,16 @@ class GuestMessages:
 
     def _on_trace(self, connection: Connection, line: str) -> None:
         try:
-            header, records = decode_trace(bytes.fromhex(line))
+            packet = Packet.parse_trace(bytes.fromhex(line))
         except (ValueError, WireError):
             self._events.counts["malformed-trace"] += 1
             return
-        key = (bool(header.flags & FLAG_REPLY), header.sequence)
-        connection.remember_trace(key, self.trace_view(connection, header, records))
+        key = (bool(packet.header.flags & FLAG_REPLY), packet.header.sequence)
+        connection.remember_trace(key, self.trace_view(connection, packet))
 
-    def trace_view(
-        self, connection: Connection, header: Header, records: list[HopRecord]
-    ) -> dict[str, Any]:
+    def trace_view(self, connection: Connection, packet: Packet) -> dict[str, Any]:
         """One packet's trace as the API gives it."""
+        header = packet.header
         known = PROTOCOLS.get(header.protocol)
         name = self._topology.name_of
         return {
@@ -106,14 +105,12 @@ class GuestMessages:
             "destination": name(header.destination),
             "sequence": header.sequence,
             "reply": bool(header.flags & FLAG_REPLY),
-            "flags": [label for bit, label in FLAGS.items() if header.flags & bit],
+            "flags": header.flag_names(),
             "hops": [
                 {
                     "host": name(record.node),
                     "guest": f"g{record.guest}",
-                    "received_at": datetime.fromtimestamp(
-                        record.received_at_us / 1e6, UTC
-                    ).isoformat(timespec="microseconds"),
+                    "received_at": iso(record.received_at_us),
                     "received_at_us": record.received_at_us,
                     "residence_us": record.residence_us,
                     "queue": record.queue_depth,
@@ -122,7 +119,7 @@ class GuestMessages:
                     "ingress_interface": record.ingress_interface,
                     "egress_interface": record.egress_interface,
                 }
-                for record in records
+                for record in packet.records
             ],
         }
 
@@ -137,9 +134,7 @@ class GuestMessages:
         except (TimeoutError, GuestFault, OSError):
             self._events.emit("agent-silent", connection.label, guest=guest.name)
 
-    async def _ask(
-        self, connection: Connection, guest: Guest, query: Query, answer: type
-    ) -> None:
+    async def _ask(self, connection: Connection, guest: Guest, query: Query, answer: type) -> None:
         key = (connection.id, answer)
         waiting = self._answers.setdefault(key, asyncio.Event())
         waiting.clear()
@@ -148,8 +143,3 @@ class GuestMessages:
             await asyncio.wait_for(waiting.wait(), ANSWER_DEADLINE)
         finally:
             self._answers.pop(key, None)
-
-
-def decode_trace(data: bytes) -> tuple[Header, list[HopRecord]]:
-    """A header and the hop records behind it, as agents keep them. Raises WireError."""
-    return Header.unpack(data), unpack_records(data[HEADER_SIZE:])

@@ -9,10 +9,9 @@ neighbours in host; the kernel is reached only through :class:`Datapath`, guests
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from fabric.errors import CapacityExceeded, FabricError, GuestFault, WireError
 from fabric.host.capacity import Admission
@@ -20,7 +19,10 @@ from fabric.host.config import HostConfig
 from fabric.host.connections import Connection, ConnectionTable, HeldPacket, Role, State
 from fabric.host.events import EventLog
 from fabric.host.guests import Guest
+from fabric.host.identity import GuestIdentity
+from fabric.host.instructions import announced_flow, announcement, instructions, wrapped_refusal
 from fabric.host.messages import GuestMessages
+from fabric.host.ports import Clock, Datapath, Guests
 from fabric.routing.policy import ApplicationFacts, Policy, select
 from fabric.routing.protocols import PROTOCOLS
 from fabric.routing.table import ForwardingTable
@@ -28,60 +30,19 @@ from fabric.routing.topology import Topology
 from fabric.wire.control import Configure, InstallTable
 from fabric.wire.inner import FiveTuple, embedded_flow, parse_flow, refusal
 from fabric.wire.packet import (
+    DEFAULT_HOP_LIMIT,
     FLAG_REPLY,
     PAYLOAD_ANNOUNCE,
-    PAYLOAD_IPV4,
-    PAYLOAD_IPV6,
     Header,
     Packet,
-    decode_packet,
-    encode_packet,
 )
 
 log = logging.getLogger(__name__)
 
-DEFAULT_HOP_LIMIT = 32
 # How long a connection stays after both ends closed it: late segments and the last look at it.
 CLOSING_LINGER = 5.0
 # How often a lost guest is replaced before the connection is given up.
 MAX_SPAWNS = 4
-
-
-class Datapath(Protocol):
-    """What the orchestrator asks of the kernel."""
-
-    def steer(self, connection: Connection, guest_index: int) -> None:
-        """From now on the kernel sends this connection's packets straight to the guest."""
-
-    def unsteer(self, connection: Connection) -> None:
-        """Undo :meth:`steer`; packets come to the orchestrator again. Idempotent."""
-
-    def deliver(self, packets: list[HeldPacket], guest_index: int) -> None:
-        """Hand packets to the guest, in order."""
-
-    def answer(self, packet: bytes) -> None:
-        """Give a packet to this host's own applications."""
-
-    def send(self, datagram: bytes, neighbour: str) -> None:
-        """Send a fabric packet to a neighbour's underlay address."""
-
-
-class Guests(Protocol):
-    """What the orchestrator asks of the guest life cycle."""
-
-    def alive(self) -> int: ...
-
-    async def spawn(self, connection: int, configure: Callable[[Any], Configure]) -> Guest: ...
-
-    async def destroy(self, guest: Guest) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-class Clock(Protocol):
-    def monotonic(self) -> float: ...
-
-    def unix_us(self) -> int: ...
 
 
 class Orchestrator:
@@ -116,12 +77,7 @@ class Orchestrator:
         self._find_facts = find_facts
         self._admission = Admission(config.limits, config.guest_memory_mib)
         self._serial = first_serial
-        self._neighbours = {
-            hop.address: hop.node for hop in topology.neighbours(config.node)
-        }
-        self._interfaces = {
-            hop.address: hop.interface for hop in topology.neighbours(config.node)
-        }
+        self._neighbours = {hop.address: hop.node for hop in topology.neighbours(config.node)}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- packets from this host's applications -------------------------------------------------
@@ -205,7 +161,7 @@ class Orchestrator:
                 self.events.counts["foreign-datagram"] += 1
                 continue
             try:
-                packet = decode_packet(data)
+                packet = Packet.parse(data)
             except WireError as exc:
                 self.events.counts["malformed-datagram"] += 1
                 log.debug("malformed datagram from %s: %s", upstream, exc)
@@ -230,9 +186,13 @@ class Orchestrator:
         flow = parse_flow(bytes(packet.payload))
         connection = self._remote(header, flow.reversed() if is_reply and flow else flow)
         self.events.emit(
-            "arrival", connection.label, role=connection.role.value, upstream=held.upstream,
+            "arrival",
+            connection.label,
+            role=connection.role.value,
+            upstream=held.upstream,
             flow=connection.flow.to_json() if connection.flow else None,
-            protocol=header.protocol, destination=self._name(connection.destination_node),
+            protocol=header.protocol,
+            destination=self._name(connection.destination_node),
         )
         self._open(connection, held)
 
@@ -258,32 +218,29 @@ class Orchestrator:
 
     def _announce(self, connection: Connection, hop_limit: int) -> None:
         """Tell the next host that this connection is coming, so that guests appear in parallel."""
-        flow, protocol = connection.flow, connection.protocol
-        if not self.config.announce or flow is None or protocol is None or hop_limit <= 0:
+        protocol = connection.protocol
+        if not self.config.announce or protocol is None or hop_limit <= 0:
             return
         hops = self.table.lookup(connection.destination_node, protocol)
         if not hops:
             return
-        header = Header(
-            protocol=protocol, hop_limit=hop_limit, payload_type=PAYLOAD_ANNOUNCE,
-            connection=connection.id, source=connection.source_node,
-            destination=connection.destination_node, sequence=0, flags=0,
-        )
-        body = json.dumps({"flow": flow.to_json()}).encode()
         hop = hops[connection.id % len(hops)]
-        self._datapath.send(encode_packet(header, body, ()), hop.address)
+        self._datapath.send(announcement(connection, hop_limit), hop.address)
         self.events.emit("announced", connection.label, next_hop=self._name(hop.node))
 
     def _on_announce(self, packet: Packet, upstream: str) -> None:
-        try:
-            flow = FiveTuple.from_json(json.loads(bytes(packet.payload))["flow"])
-        except (ValueError, KeyError, TypeError):
+        flow = announced_flow(packet)
+        if flow is None:
             self.events.counts["malformed-datagram"] += 1
             return
         connection = self._remote(packet.header, flow)
         self.events.emit(
-            "announcement", connection.label, role=connection.role.value, upstream=upstream,
-            flow=flow.to_json(), protocol=packet.header.protocol,
+            "announcement",
+            connection.label,
+            role=connection.role.value,
+            upstream=upstream,
+            flow=flow.to_json(),
+            protocol=packet.header.protocol,
             destination=self._name(connection.destination_node),
         )
         if self._open(connection, None) and connection.role is Role.TRANSIT:
@@ -317,18 +274,8 @@ class Orchestrator:
             if (answer := refusal(held.data)) is not None:
                 self._datapath.answer(answer)
             return
-        packet = decode_packet(held.data)
-        header = packet.header
-        answer = refusal(bytes(packet.payload))
-        if answer is None or header.payload_type == PAYLOAD_ANNOUNCE:
-            return
-        back = Header(
-            protocol=header.protocol, hop_limit=DEFAULT_HOP_LIMIT,
-            payload_type=PAYLOAD_IPV6 if answer[0] >> 4 == 6 else PAYLOAD_IPV4,
-            flags=header.flags ^ FLAG_REPLY, connection=header.connection,
-            source=self.config.node, destination=header.source, sequence=0,
-        )
-        self._datapath.send(encode_packet(back, answer, ()), held.upstream)
+        if (datagram := wrapped_refusal(held, self.config.node)) is not None:
+            self._datapath.send(datagram, held.upstream)
 
     async def _spawn(self, connection: Connection) -> None:
         """Steps (b) and (g): a guest for this connection, then its packets, then the steering."""
@@ -369,32 +316,10 @@ class Orchestrator:
             self.events.emit("refused", connection.label, cause="spawn-failed", why=why)
         self._start(self.end(connection, "spawn-failed"))
 
-    def _configure(self, connection: Connection, identity: Any) -> Configure:
-        """What the agent is told about itself, its connection and its host."""
-        prefixes = [
-            [prefix, node.id] for node in self.topology.nodes for prefix in node.prefixes
-        ]
-        ingress = connection.role is Role.INGRESS
-        return Configure(
-            connection=connection.id,
-            lab=self.config.lab,
-            host=self.config.host,
-            node=self.config.node,
-            guest=identity.index,
-            role=connection.role.value,
-            facts=connection.facts.to_json() if connection.facts else None,
-            policy=self.config.policy if ingress else None,
-            protocol=None if ingress else connection.protocol,
-            flow=connection.flow.to_json() if connection.flow else None,
-            table=self.table.to_json(),
-            prefixes=prefixes,
-            interfaces=self._interfaces,
-            port=self.config.port,
-            overlay_mtu=self.config.overlay_mtu,
-            requested_at_us=connection.requested_at_us,
-            host_now_us=self.clock.unix_us(),
-            source_node=connection.source_node,
-            destination_node=connection.destination_node,
+    def _configure(self, connection: Connection, identity: GuestIdentity) -> Configure:
+        now_us = self.clock.unix_us()
+        return instructions(
+            self.config, self.topology, self.table, connection, identity.index, now_us
         )
 
     def on_guest_lost(self, guest: Guest) -> None:
@@ -468,5 +393,3 @@ class Orchestrator:
         if not task.cancelled() and (exc := task.exception()) is not None:
             self.events.emit("internal-error", error=repr(exc))
             log.error("unexpected error in a background task", exc_info=exc)
-
-

@@ -6,12 +6,12 @@ routing, host. Reads; never changes anything.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel
 
 from fabric.host.connections import Connection
+from fabric.host.events import iso
 from fabric.host.guests import Guest
 from fabric.host.orchestrator import Orchestrator
 from fabric.routing.protocols import PROTOCOLS
@@ -97,11 +97,6 @@ class Explanation(BaseModel):
     selection: dict[str, Any]
     table: dict[str, Any]
     next_hop: Hop | None
-
-
-def iso(at_us: int) -> str:
-    """Unix µs as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(at_us / 1e6, UTC).isoformat(timespec="microseconds")
 
 
 def connection_view(connection: Connection, topology: Topology) -> ConnectionView:

@@ -1,0 +1,177 @@
+"""Which acceleration and machine type really run a guest here: found out by booting one.
+
+Owns: the probe, its verdict and the cache of it. May import: errors, host.image. That /dev/kvm
+opens, or even creates a VM, proves nothing: on a nested host without full virtualisation QEMU hangs
+or aborts later. So a kernel is booted with a deadline, under KVM first, then under TCG.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import subprocess
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from fabric.errors import EnvironmentFault, ToolMissing
+from fabric.host.image import GuestImage, kernel_arguments
+
+QEMU = "qemu-system-x86_64"
+MARKER = b"fabric-guest: alive"
+# A KVM guest gets there in well under a second, an emulated one in two to three on a free core.
+DEADLINES = {"kvm": 8.0, "tcg": 40.0}
+ATTEMPTS = (("kvm", "microvm"), ("kvm", "q35"), ("tcg", "microvm"), ("tcg", "q35"))
+KVM_DEVICE = Path("/dev/kvm")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """The verdict. ``reason`` tells a person how it was reached."""
+
+    kind: str
+    """``kvm`` or ``tcg``."""
+    machine: str
+    """``microvm`` or ``q35``."""
+    tsc_khz: int
+    reason: str
+    boot_seconds: float
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attempt to boot: whether the guest spoke in time, after how long, QEMU's last words."""
+
+    booted: bool
+    seconds: float
+    said: str
+
+
+class Booter(Protocol):
+    """Runs one QEMU until the marker, its end, or the deadline."""
+
+    def version(self) -> str: ...
+
+    def boot(self, argv: list[str], deadline: float) -> Trial: ...
+
+
+class QemuBooter:
+    """The real one. The process is always ended and reaped before it returns."""
+
+    def version(self) -> str:
+        """QEMU's version line. Raises ToolMissing."""
+        try:
+            done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as exc:
+            raise ToolMissing(f"{QEMU} does not run: {exc}", cure="run make setup") from exc
+        return done.stdout.splitlines()[0]
+
+    def boot(self, argv: list[str], deadline: float) -> Trial:
+        started = time.monotonic()
+        said = b""
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdout is not None
+            try:
+                while MARKER not in said:
+                    left = started + deadline - time.monotonic()
+                    if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                        break
+                    if not (chunk := process.stdout.read1(4096)):  # type: ignore[attr-defined]
+                        break
+                    said += chunk
+            finally:
+                process.kill()
+        seconds = time.monotonic() - started
+        words = said.decode(errors="replace").strip().splitlines()
+        last = words[-1][:200] if words else f"no word within {deadline:g} s"
+        return Trial(MARKER in said, seconds, last)
+
+
+def probe(
+    image: GuestImage, state_dir: Path, *, force: bool = False, booter: Booter | None = None
+) -> Acceleration:
+    """The verdict for this boot of this machine with this QEMU and image; cached.
+
+    Raises EnvironmentFault when no guest boots at all, ToolMissing without QEMU.
+    """
+    booter = booter or QemuBooter()
+    cache = state_dir / "acceleration.json"
+    key = f"{BOOT_ID.read_text().strip()} {booter.version()} {image.digest}"
+    if not force and (known := _cached(cache, key)) is not None:
+        return known
+    verdict = _try_all(image, booter)
+    draft = cache.with_suffix(".new")
+    draft.write_text(json.dumps({"key": key, "verdict": asdict(verdict)}, indent=2) + "\n")
+    draft.rename(cache)
+    return verdict
+
+
+def qemu_arguments(image: GuestImage, kind: str, machine: str, tsc_khz: int) -> list[str]:
+    """QEMU's command line for a guest that only has to reach its first process."""
+    cpu = "host" if kind == "kvm" else "max"
+    options = "microvm,rtc=on,acpi=on" if machine == "microvm" else "q35"
+    append = [*kernel_arguments(kind, machine, tsc_khz), "fabric.probe"]
+    return [
+        QEMU, "-M", options, "-accel", kind, "-cpu", cpu, "-m", "128", "-nodefaults",
+        "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
+        "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", " ".join(append),
+    ]  # fmt: skip
+
+
+def tsc_khz() -> int:
+    """The host's time stamp counter rate as the kernel states it, kHz."""
+    found = re.search(r"^cpu MHz\s*:\s*([0-9.]+)", CPUINFO.read_text(), re.MULTILINE)
+    # Any plausible value lets the guest boot: it only replaces a calibration that would hang.
+    return int(float(found[1]) * 1000) if found else 2_000_000
+
+
+def _try_all(image: GuestImage, booter: Booter) -> Acceleration:
+    story, khz = [], tsc_khz()
+    for kind, machine in ATTEMPTS:
+        if kind == "kvm" and (why := _kvm_closed()):
+            if machine == "microvm":
+                story.append(why)
+            continue
+        if kind == "kvm" and any("hung" in line for line in story):
+            continue
+        argv = qemu_arguments(image, kind, machine, khz)
+        trial = booter.boot(argv, DEADLINES[kind])
+        if trial.booted:
+            story.append(f"{kind}/{machine}: a guest booted in {trial.seconds:.1f} s")
+            return Acceleration(kind, machine, khz, "; ".join(story), round(trial.seconds, 2))
+        how = "hung" if trial.seconds >= DEADLINES[kind] else "ended"
+        story.append(
+            f"{kind}/{machine}: the guest {how} after {trial.seconds:.1f} s ({trial.said})"
+        )
+    raise EnvironmentFault(
+        "no guest boots on this machine: " + "; ".join(story),
+        cure="check that qemu-system-x86_64 runs and that the image is intact (make image)",
+    )
+
+
+def _kvm_closed() -> str:
+    """Why KVM need not be tried; empty when it must be."""
+    if not KVM_DEVICE.exists():
+        return "no /dev/kvm"
+    try:
+        KVM_DEVICE.open("rb").close()
+    except OSError as exc:
+        return f"/dev/kvm does not open ({exc.strerror})"
+    return ""
+
+
+def _cached(cache: Path, key: str) -> Acceleration | None:
+    try:
+        stored = json.loads(cache.read_text())
+        if stored["key"] != key:
+            return None
+        return replace(Acceleration(**stored["verdict"]), cached=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

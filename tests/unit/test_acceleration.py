@@ -1,0 +1,94 @@
+"""The acceleration probe's decisions, with a booter that only pretends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fabric.errors import EnvironmentFault
+from fabric.host import acceleration
+from fabric.host.acceleration import DEADLINES, Trial, probe
+from fabric.host.image import GuestImage
+
+
+class FakeBooter:
+    """Boots what it is told to; remembers what was tried."""
+
+    def __init__(self, bootable: set[tuple[str, str]], *, kvm_hangs: bool = False) -> None:
+        self.bootable = bootable
+        self.kvm_hangs = kvm_hangs
+        self.tried: list[tuple[str, str]] = []
+        self.qemu = "QEMU 7.2"
+
+    def version(self) -> str:
+        return self.qemu
+
+    def boot(self, argv: list[str], deadline: float) -> Trial:
+        kind = argv[argv.index("-accel") + 1]
+        machine = argv[argv.index("-M") + 1].split(",")[0]
+        self.tried.append((kind, machine))
+        booted = (kind, machine) in self.bootable
+        slow = kind == "kvm" and self.kvm_hangs
+        return Trial(booted, deadline if slow else 1.0, "some words")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> GuestImage:
+    return GuestImage(tmp_path, "d1", "6.1", "3.11.2", 128, "ssh-ed25519 A", tmp_path / "key")
+
+
+@pytest.fixture
+def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    device = tmp_path / "kvm"
+    device.touch()
+    monkeypatch.setattr(acceleration, "KVM_DEVICE", device)
+    return device
+
+
+def test_kvm_is_preferred_where_it_boots(image: GuestImage, tmp_path: Path, kvm: Path) -> None:
+    verdict = probe(image, tmp_path, booter=FakeBooter({("kvm", "microvm"), ("tcg", "microvm")}))
+    assert (verdict.kind, verdict.machine) == ("kvm", "microvm")
+
+
+def test_a_kvm_that_hangs_costs_one_deadline_and_falls_back(
+    image: GuestImage, tmp_path: Path, kvm: Path
+) -> None:
+    booter = FakeBooter({("tcg", "microvm")}, kvm_hangs=True)
+    verdict = probe(image, tmp_path, booter=booter)
+    assert (verdict.kind, verdict.machine) == ("tcg", "microvm")
+    assert booter.tried == [("kvm", "microvm"), ("tcg", "microvm")]
+    assert "hung" in verdict.reason and f"{DEADLINES['kvm']:.1f}" in verdict.reason
+
+
+def test_q35_where_microvm_does_not_boot(image: GuestImage, tmp_path: Path, kvm: Path) -> None:
+    verdict = probe(image, tmp_path, booter=FakeBooter({("tcg", "q35")}))
+    assert verdict.machine == "q35"
+
+
+def test_no_kvm_device_is_said_and_not_tried(image: GuestImage, tmp_path: Path, kvm: Path) -> None:
+    kvm.unlink()
+    booter = FakeBooter({("tcg", "microvm")})
+    assert "no " in probe(image, tmp_path, booter=booter).reason
+    assert booter.tried == [("tcg", "microvm")]
+
+
+def test_verdict_is_cached_until_qemu_or_image_change(
+    image: GuestImage, tmp_path: Path, kvm: Path
+) -> None:
+    booter = FakeBooter({("tcg", "microvm")})
+    first = probe(image, tmp_path, booter=booter)
+    tries = len(booter.tried)
+    again = probe(image, tmp_path, booter=booter)
+    assert again.cached and not first.cached and len(booter.tried) == tries
+    booter.qemu = "QEMU 9.0"
+    assert not probe(image, tmp_path, booter=booter).cached
+    (tmp_path / "acceleration.json").write_text("{broken")
+    assert not probe(image, tmp_path, booter=booter).cached
+
+
+def test_nothing_boots_is_an_error_that_tells_the_story(
+    image: GuestImage, tmp_path: Path, kvm: Path
+) -> None:
+    with pytest.raises(EnvironmentFault, match="tcg/q35"):
+        probe(image, tmp_path, booter=FakeBooter(set()))
