@@ -7,6 +7,7 @@ inside the host's network namespace; on a real machine that is the machine's own
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -17,9 +18,12 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from fabric import __version__
 from fabric.errors import FabricError
@@ -30,13 +34,13 @@ from fabric.host.bundle import build_bundle
 from fabric.host.config import HostConfig
 from fabric.host.datapath import KernelDatapath
 from fabric.host.events import EventLog
-from fabric.host.guests import GuestManager
+from fabric.host.guests import Guest, GuestManager
 from fabric.host.hypervisor import LibvirtHypervisor
 from fabric.host.image import load_image
 from fabric.host.orchestrator import Orchestrator
 from fabric.host.views import Status
 from fabric.routing.policy import Policy
-from fabric.routing.protocols import compute_table
+from fabric.routing.protocols import PROTOCOLS, compute_table
 from fabric.routing.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -56,8 +60,6 @@ class SystemClock:
 
 def table_version(topology: Topology) -> int:
     """Version of a table computed from a static topology: 32 bits of its content's digest."""
-    import hashlib
-
     text = json.dumps(topology.to_json(), sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2s(text, digest_size=4).digest(), "big")
 
@@ -102,23 +104,25 @@ async def serve(config: HostConfig) -> None:
             clock=clock,
             first_serial=secrets.randbits(32),
         )
-        manager.on_event = lambda name, guest, fields: events.emit(
-            name, f"{guest.connection:016x}", guest=guest.name, **fields
-        )
+        manager.on_event = partial(_on_guest_event, events)
         manager.on_message = orchestrator.messages.on_message
         manager.on_lost = orchestrator.on_guest_lost
+        manager.on_attach, manager.on_detach = datapath.attach, datapath.detach
+        leftovers = await manager.start()
+        if leftovers:
+            events.emit("leftovers-destroyed", guests=leftovers)
         loop.add_reader(datapath.miss_fd, lambda: orchestrator.on_miss(datapath.read_miss()))
         loop.add_reader(
             datapath.underlay_fd, lambda: orchestrator.on_underlay(datapath.read_underlay())
         )
-        status = _status(config, orchestrator, manager, acceleration, started_at)
+        status = partial(_status, config, orchestrator, manager, acceleration, started_at)
         app = build_api(orchestrator, status, stop.set)
         await _run(app, config, orchestrator, stop)
         await orchestrator.close()
 
 
 async def _run(
-    app: object, config: HostConfig, orchestrator: Orchestrator, stop: asyncio.Event
+    app: FastAPI, config: HostConfig, orchestrator: Orchestrator, stop: asyncio.Event
 ) -> None:
     """Serve the API until ``stop``; the socket appears only now, so it means *ready*."""
     config.api_socket.unlink(missing_ok=True)
@@ -127,7 +131,7 @@ async def _run(
             app,
             uds=str(config.api_socket),
             log_level="warning",
-            timeout_graceful_shutdown=2,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=2,
         )
     )
     serving = asyncio.create_task(server._serve())
@@ -146,38 +150,33 @@ async def _run(
         orchestrator.events.emit("stopping")
 
 
+def _on_guest_event(events: EventLog, name: str, guest: Guest, fields: dict[str, Any]) -> None:
+    events.emit(name, f"{guest.connection:016x}", **{"guest": guest.name, **fields})
+
+
 def _status(
     config: HostConfig,
     orchestrator: Orchestrator,
     manager: GuestManager,
     acceleration: Acceleration,
     started_at: str,
-):  # type: ignore[no-untyped-def]
-    def status() -> Status:
-        return Status(
-            lab=config.lab,
-            host=config.host,
-            node=config.node,
-            pid=os.getpid(),
-            started_at=started_at,
-            version=__version__,
-            table_version=orchestrator.table.version,
-            guests=manager.alive(),
-            connections=len(orchestrator.connections),
-            tier=config.tier,
-            acceleration=asdict(acceleration),
-            limits=asdict(config.limits),
-            protocols=sorted({r.protocol_name for r in _routes(orchestrator)}),
-            overlay_addresses=list(config.overlay_addresses),
-        )
-
-    return status
-
-
-def _routes(orchestrator: Orchestrator):  # type: ignore[no-untyped-def]
-    from fabric.host.views import routes
-
-    return routes(orchestrator)
+) -> Status:
+    return Status(
+        lab=config.lab,
+        host=config.host,
+        node=config.node,
+        pid=os.getpid(),
+        started_at=started_at,
+        version=__version__,
+        table_version=orchestrator.table.version,
+        guests=manager.alive(),
+        connections=len(orchestrator.connections),
+        tier=config.tier,
+        acceleration=asdict(acceleration),
+        limits=asdict(config.limits),
+        protocols=[protocol.name for protocol in PROTOCOLS.values()],
+        overlay_addresses=list(config.overlay_addresses),
+    )
 
 
 def main() -> int:

@@ -70,7 +70,7 @@ class GuestMessages:
         elif isinstance(message, AgentEvent):
             connection.last_active = self._clock.monotonic()
             self._events.emit(
-                message.name, connection.label, **{"guest": guest.name, **message.fields_}
+                message.name, connection.label, **{"guest": guest.name, **message.fields}
             )
         if (waiting := self._answers.get((connection.id, type(message)))) is not None:
             waiting.set()

@@ -82,10 +82,9 @@ class Orchestrator:
 
     # -- packets from this host's applications -------------------------------------------------
 
-    def on_miss(self, packets: list[bytes]) -> None:
-        """Packets no steering rule knows, from the miss device, in order."""
-        for packet in packets:
-            flow = parse_flow(packet)
+    def on_miss(self, packets: list[tuple[bytes, FiveTuple | None]]) -> None:
+        """Packets no steering rule knows, in order, each with the flow it belongs to."""
+        for packet, flow in packets:
             if flow is None:
                 self._on_unflowed(packet)
                 continue

@@ -1,0 +1,129 @@
+"""The libvirt domain XML of one guest.
+
+Owns: rendering ``templates/domain.xml.j2``, and reading our own mark back out of a domain. The only
+importer of jinja2. May import: errors, host.identity. Pure but for reading the template.
+
+The mark: every domain carries an element of the namespace ``urn:fabric:owner:1`` with lab, host,
+index and connection. What has no such element is not ours, whatever its name is.
+"""
+
+from __future__ import annotations
+
+import functools
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fabric.errors import EnvironmentFault, UserError
+from fabric.host.identity import CHANNEL_NAME, GuestIdentity
+
+if TYPE_CHECKING:
+    import jinja2
+
+OWNER_NAMESPACE = "urn:fabric:owner:1"
+
+VIRTIO_MMIO_DEVICES = 8
+"""QEMU's microvm has eight virtio-mmio slots; the template uses three."""
+
+DomainType = Literal["kvm", "qemu", "test"]
+Machine = Literal["microvm", "q35"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_TEMPLATE_DIRECTORIES = (_PACKAGE.parent / "templates", _PACKAGE / "_templates")
+"""Beside the package in a working copy; inside it when installed from a wheel."""
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """Everything the template needs to know."""
+
+    identity: GuestIdentity
+    connection: int
+    created_us: int
+    """Unix microseconds; in the mark, so that any process can tell a domain's age."""
+    domain_type: DomainType
+    machine: Machine
+    memory_mib: int
+    mtu: int
+    """MTU of the guest's interface, bytes."""
+    kernel: Path
+    initrd: Path
+    rootfs: Path
+    root_format: str = "raw"
+    kernel_arguments: tuple[str, ...] = ()
+    """The image's and accelerator's arguments; the guest's own are added by :func:`render`."""
+
+
+@dataclass(frozen=True)
+class OwnerMark:
+    """What the mark of one of our domains says."""
+
+    lab: str
+    host: str
+    index: int
+    connection: int
+    created_us: int
+
+
+def render(spec: DomainSpec) -> str:
+    """The domain XML of ``spec``. Raises EnvironmentFault when the template is not installed."""
+    own = spec.identity.kernel_arguments(spec.mtu)
+    return _template().render(
+        spec=spec,
+        guest=spec.identity,
+        connection=f"{spec.connection:016x}",
+        owner_namespace=OWNER_NAMESPACE,
+        channel_name=CHANNEL_NAME,
+        command_line=" ".join((*spec.kernel_arguments, *own)),
+    )
+
+
+def read_mark(xml: str) -> OwnerMark | None:
+    """Our mark in a domain's XML or metadata XML; None when the domain is not ours.
+
+    A damaged mark counts as none: we never touch what we cannot prove to be ours.
+    """
+    try:
+        root = ET.fromstring(xml)
+        found = next(root.iter(f"{{{OWNER_NAMESPACE}}}guest"), None)
+        if found is None:
+            return None
+        return OwnerMark(
+            lab=found.attrib["lab"],
+            host=found.attrib["host"],
+            index=int(found.attrib["index"]),
+            connection=int(found.attrib["connection"], 16),
+            created_us=int(found.attrib["created-us"]),
+        )
+    except (ET.ParseError, KeyError, ValueError):
+        return None
+
+
+def domain_name_of(xml: str) -> str:
+    """The name in a domain XML. Raises UserError when there is none."""
+    name = ET.fromstring(xml).findtext("name")
+    if not name:
+        raise UserError("domain XML without a name")
+    return name
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    import jinja2  # 40 ms: not paid by commands that render nothing
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE_DIRECTORIES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    try:
+        return environment.get_template("domain.xml.j2")
+    except jinja2.TemplateNotFound as exc:
+        places = " or ".join(str(place) for place in _TEMPLATE_DIRECTORIES)
+        raise EnvironmentFault(
+            f"domain.xml.j2 is neither in {places}", cure="install the package again"
+        ) from exc

@@ -1,0 +1,140 @@
+"""One guest, and what it is made from.
+
+Owns: the record of a guest, the facts a guest is built from, and its blueprint. May import: errors,
+wire.control, host.channel, host.config, host.domain_xml, host.identity, host.lifecycle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast, get_args
+
+from fabric.errors import AgentLost, EnvironmentFault
+from fabric.host.channel import Channel
+from fabric.host.config import HostConfig
+from fabric.host.domain_xml import DomainSpec, Machine
+from fabric.host.identity import GuestIdentity
+from fabric.host.image import kernel_arguments
+from fabric.host.lifecycle import GuestState
+from fabric.wire.control import Hello, Message, Ready
+
+DEFAULT_MTU = 1500
+"""Bytes; Ethernet's, used where the topology names none."""
+
+
+class Image(Protocol):
+    """What a guest is made of, see :class:`fabric.host.image.GuestImage`."""
+
+    @property
+    def kernel(self) -> Path: ...
+    @property
+    def initrd(self) -> Path: ...
+    @property
+    def rootfs(self) -> Path: ...
+    @property
+    def host_public_key(self) -> str: ...
+    @property
+    def client_key(self) -> Path: ...
+
+
+class Accelerator(Protocol):
+    """How guests run, see :class:`fabric.host.acceleration.Acceleration`."""
+
+    @property
+    def kind(self) -> Any: ...
+    @property
+    def machine(self) -> Any: ...
+    @property
+    def tsc_khz(self) -> int: ...
+
+
+class Guest:
+    """One guest. Made by :class:`GuestManager`; others read it and ``send``."""
+
+    def __init__(self, identity: GuestIdentity, connection: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.identity = identity
+        self.connection = connection
+        self.state = GuestState.REQUESTED
+        self.phases: dict[str, float] = {}
+        """Milliseconds: domain_ms (libvirt), boot_ms (to SSH), ssh_ms (push), agent_ms (to its
+        hello), ready_ms (configuration), total_ms."""
+        self.hello: Hello | None = None
+        self.ready: Ready | None = None
+        self.channel: Channel | None = None
+        self.quarantined = False
+        """Something that is not provably this guest holds its name: keep off."""
+        self.said_hello: asyncio.Future[Hello] = loop.create_future()
+        self.said_ready: asyncio.Future[Ready] = loop.create_future()
+        self.fault: asyncio.Future[str] = loop.create_future()
+        """Resolved with the reason when the guest is lost while a spawn waits for it."""
+        self.creation: asyncio.Future[Any] | None = None
+        self.listening: asyncio.Task[None] | None = None
+        self.ending: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The domain's name."""
+        return self.identity.domain
+
+    @property
+    def index(self) -> int:
+        return self.identity.index
+
+    def send(self, message: Message) -> None:
+        """Say something to the agent. Raises AgentLost when there is none to listen."""
+        if self.channel is None or self.state not in (GuestState.RUNNING, GuestState.DRAINING):
+            raise AgentLost(f"guest {self.name} is {self.state.value}: no agent listens")
+        self.channel.send(message)
+
+
+def milliseconds_since(begun: float) -> float:
+    """Milliseconds since ``begun`` (time.perf_counter), to a tenth."""
+    return round((time.perf_counter() - begun) * 1e3, 1)
+
+
+@contextlib.contextmanager
+def phase(guest: Guest, name: str) -> Iterator[None]:
+    """Note how long the body took, also when it failed: that says where a spawn got stuck."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        guest.phases[name] = milliseconds_since(begun)
+
+
+def underlay_mtu(config: HostConfig) -> int:
+    """MTU of a guest's interface: packets of the host's widest link must fit through it, bytes."""
+    links = config.topology.get("links", [])
+    return max([DEFAULT_MTU, *(int(link.get("mtu", 0)) for link in links)])
+
+
+def blueprint(
+    guest: Guest, config: HostConfig, image: Image, acceleration: Accelerator
+) -> DomainSpec:
+    """What to build. Raises EnvironmentFault for a machine type nobody made a template for."""
+    kind, machine = str(acceleration.kind), str(acceleration.machine)
+    return DomainSpec(
+        identity=guest.identity,
+        connection=guest.connection,
+        created_us=time.time_ns() // 1000,
+        domain_type="kvm" if kind == "kvm" else "qemu",
+        machine=_machine(machine),
+        memory_mib=config.guest_memory_mib,
+        mtu=underlay_mtu(config),
+        kernel=image.kernel,
+        initrd=image.initrd,
+        rootfs=image.rootfs,
+        kernel_arguments=tuple(kernel_arguments(kind, machine, acceleration.tsc_khz)),
+    )
+
+
+def _machine(name: str) -> Machine:
+    for known in get_args(Machine):
+        if name == known:
+            return cast(Machine, known)
+    raise EnvironmentFault(f"machine type {name!r}: only microvm and q35 are known")

@@ -1,0 +1,377 @@
+"""Guests as libvirt domains.
+
+Owns: the connection to libvirt, and the only import of ``libvirt``. May import: errors,
+host.domain_xml, host.process. Domains are transient: what is destroyed leaves no definition behind.
+They are not tied to our connection, so that guests survive a restart of the orchestrator.
+
+All calls block and may come from any thread. libvirt's errors are translated here, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import libvirt
+
+from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
+from fabric.host.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark
+from fabric.host.process import Process
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_INTERVAL = 5
+"""Seconds between keep-alive messages to libvirtd."""
+
+KEEPALIVE_COUNT = 3
+"""Unanswered keep-alives after which the connection counts as broken."""
+
+DESTROY_DEADLINE = 20.0
+"""Seconds until a domain must be gone. libvirt itself gives QEMU 10 s before it uses SIGKILL."""
+
+RECONNECT_PAUSE = 1.0
+"""Seconds between two attempts to reach a libvirtd that went away."""
+
+_POLL = 0.01
+_PID_DIRECTORY = Path("/run/libvirt/qemu")
+"""Where libvirt keeps NAME.pid of every QEMU it started for qemu:///system."""
+
+_DAEMON_PIDS = (Path("/run/libvirtd.pid"), Path("/run/virtqemud.pid"))
+"""The monolithic daemon's and the modular one's: in their network namespace the taps live."""
+
+
+class DomainEvent(Enum):
+    """What :meth:`Hypervisor.watch` reports."""
+
+    STARTED = "started"
+    STOPPED = "stopped"
+    RECONNECTED = "reconnected"
+    """The connection was lost and is back; events in between were missed. The name is empty."""
+
+
+Watcher = Callable[[DomainEvent, str], None]
+"""Called with the event and the domain's name, on a thread of the hypervisor's own."""
+
+
+@dataclass(frozen=True)
+class DomainHandle:
+    """A domain that was created."""
+
+    name: str
+    uuid: str
+    pid: int | None
+    """Process id of QEMU where the hypervisor tells."""
+    started_at: float
+    """Unix seconds at which libvirt reported it running."""
+
+
+@dataclass(frozen=True)
+class OwnedDomain:
+    """A domain that carries our mark."""
+
+    name: str
+    lab: str
+    host: str
+    index: int
+    connection: int
+    active: bool
+    started_at: float
+    """Unix seconds, from the mark."""
+
+
+class Hypervisor(Protocol):
+    """What the fabric asks of a hypervisor. Implementations are thread-safe."""
+
+    def create(self, xml: str) -> DomainHandle:
+        """Create and start. Raises Conflict (name taken), SpawnFailed, HypervisorDown."""
+
+    def destroy(self, name: str) -> None:
+        """End the domain and prove its absence; idempotent.
+
+        Raises SpawnFailed when something is still there after DESTROY_DEADLINE, HypervisorDown.
+        """
+
+    def list_owned(self, lab: str | None = None, host: str | None = None) -> list[OwnedDomain]:
+        """Domains with our mark, by name. Raises HypervisorDown."""
+
+    def watch(self, watcher: Watcher) -> None:
+        """Report starts and stops of domains from now on, ours and others'."""
+
+    def is_alive(self) -> bool:
+        """Whether the hypervisor answers now."""
+
+    def close(self) -> None:
+        """Release the connection; domains stay. Idempotent."""
+
+
+class _EventLoop:
+    """libvirt's own event loop, one per process, on a daemon thread: it cannot be stopped."""
+
+    _lock = threading.Lock()
+    _running = False
+
+    @classmethod
+    def ensure(cls) -> None:
+        with cls._lock:
+            if cls._running:
+                return
+            # Must precede the first connection of the process, or that one sends no events.
+            libvirt.virEventRegisterDefaultImpl()
+            # libvirt prints each error to stderr besides raising it.
+            libvirt.registerErrorHandler(lambda _context, _error: None, None)
+            threading.Thread(target=cls._run, name="libvirt-events", daemon=True).start()
+            cls._running = True
+
+    @staticmethod
+    def _run() -> None:
+        while True:
+            try:
+                libvirt.virEventRunDefaultImpl()
+            except libvirt.libvirtError:  # one broken callback must not end all events
+                time.sleep(_POLL)
+
+
+class LibvirtHypervisor:
+    """:class:`Hypervisor` over libvirt-python. Acquires nothing until first used."""
+
+    def __init__(self, uri: str = "qemu:///system") -> None:
+        self.uri = uri
+        self._lock = threading.RLock()
+        self._connection: Any = None
+        self._watchers: list[Watcher] = []
+        self._closed = False
+        self._reconnecting = False
+
+    def __enter__(self) -> Self:
+        self._connected()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def create(self, xml: str) -> DomainHandle:
+        name = domain_name_of(xml)
+        connection = self._connected()
+        try:
+            domain = connection.createXML(xml, 0)
+            return DomainHandle(name, domain.UUIDString(), self._pid(name), time.time())
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"creating {name}") from exc
+
+    def destroy(self, name: str) -> None:
+        process = Process.find(self._pid(name), name)
+        taps: list[str] = []
+        domain = self._lookup(name)
+        if domain is not None:
+            try:
+                taps = _taps(domain.XMLDesc(0))
+                domain.destroy()
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() not in _GONE:
+                    raise self._translated(exc, f"destroying {name}") from exc
+        deadline = time.monotonic() + DESTROY_DEADLINE
+        while remains := self._remains(name, process, taps):
+            if time.monotonic() > deadline:
+                raise SpawnFailed(
+                    f"domain {name} was destroyed, but {remains} is still there after "
+                    f"{DESTROY_DEADLINE:g} s",
+                    cure="look at libvirt's log; `fabric gc` tries again",
+                )
+            time.sleep(_POLL)
+
+    def list_owned(self, lab: str | None = None, host: str | None = None) -> list[OwnedDomain]:
+        connection = self._connected()
+        try:
+            domains = connection.listAllDomains(0)
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, "listing domains") from exc
+        found: list[OwnedDomain] = []
+        for domain in domains:
+            # A domain may end between the list and the question: then it is simply not there.
+            with contextlib.suppress(libvirt.libvirtError):
+                metadata = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, OWNER_NAMESPACE)
+                mark = read_mark(metadata)
+                if mark is None or lab not in (None, mark.lab) or host not in (None, mark.host):
+                    continue
+                active = bool(domain.isActive())
+                found.append(
+                    OwnedDomain(
+                        domain.name(),
+                        mark.lab,
+                        mark.host,
+                        mark.index,
+                        mark.connection,
+                        active,
+                        mark.created_us / 1e6,
+                    )
+                )
+        return sorted(found, key=lambda owned: owned.name)
+
+    def watch(self, watcher: Watcher) -> None:
+        with self._lock:
+            self._watchers.append(watcher)
+        self._connected()
+
+    def is_alive(self) -> bool:
+        try:
+            self._connected().getLibVersion()
+        except (FabricError, libvirt.libvirtError):
+            return False
+        return True
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            connection, self._connection = self._connection, None
+            self._watchers.clear()
+        if connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.close()
+
+    # -- the connection ------------------------------------------------------------------------
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._closed:
+                raise HypervisorDown(f"{self.uri}: this connection was closed")
+            if self._connection is not None:
+                if self._connection.isAlive():
+                    return self._connection
+                self._drop()
+            _EventLoop.ensure()
+            try:
+                connection = libvirt.open(self.uri)
+                # Local drivers such as test:/// have no wire to keep alive, and say so.
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.registerCloseCallback(self._on_close, None)
+                connection.domainEventRegisterAny(
+                    None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+                )
+            except libvirt.libvirtError as exc:
+                raise self._translated(exc, "connecting") from exc
+            self._connection = connection
+            return connection
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
+
+    def _on_close(self, _connection: object, _reason: int, _opaque: object) -> None:
+        """libvirt's event thread: the daemon went away. Reconnecting blocks, so not here."""
+        with self._lock:
+            if self._closed or self._reconnecting:
+                return
+            self._reconnecting = True
+        threading.Thread(target=self._reconnect, name="libvirt-reconnect", daemon=True).start()
+
+    def _reconnect(self) -> None:
+        while not self._closed:
+            try:
+                self._connected()
+            except HypervisorDown:
+                time.sleep(RECONNECT_PAUSE)
+                continue
+            break
+        with self._lock:
+            self._reconnecting = False
+        self._tell(DomainEvent.RECONNECTED, "")
+
+    def _on_lifecycle(
+        self, _connection: object, domain: Any, event: int, _detail: int, _opaque: object
+    ) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+            self._tell(DomainEvent.STARTED, domain.name())
+        elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._tell(DomainEvent.STOPPED, domain.name())
+
+    def _tell(self, event: DomainEvent, name: str) -> None:
+        with self._lock:
+            watchers = tuple(self._watchers)
+        for watcher in watchers:
+            try:
+                watcher(event, name)
+            except Exception:  # a watcher's fault must not cost the others their event
+                log.exception("a watcher of domain events failed")
+
+    # -- absence -------------------------------------------------------------------------------
+
+    def _lookup(self, name: str) -> Any:
+        try:
+            return self._connected().lookupByName(name)
+        except libvirt.libvirtError as exc:
+            if exc.get_error_code() in _GONE:
+                return None
+            raise self._translated(exc, f"looking for {name}") from exc
+
+    def _remains(self, name: str, process: Process | None, taps: list[str]) -> str:
+        """What of a destroyed domain is still there, in words; empty when nothing is."""
+        if self._lookup(name) is not None:
+            return "the domain"
+        if process is not None and process.is_alive():
+            return f"its process {process.pid}"
+        left = _interfaces().intersection(taps)
+        return f"its interface {', '.join(left)}" if left else ""
+
+    def _pid(self, name: str) -> int | None:
+        if not self.uri.startswith("qemu:"):
+            return None
+        try:
+            return int((_PID_DIRECTORY / f"{name}.pid").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _translated(self, exc: Any, doing: str) -> FabricError:
+        code, text = exc.get_error_code(), str(exc)
+        if code in (libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_OPERATION_FAILED) and (
+            "already exists" in text
+        ):
+            return Conflict(f"{self.uri}: {doing}: {text}", cure="run `fabric gc`")
+        if code in _DOWN or (self._connection is not None and not self._connection.isAlive()):
+            return HypervisorDown(
+                f"{self.uri}: {doing}: {text}", cure="start libvirtd; `fabric doctor` says more"
+            )
+        return SpawnFailed(f"{self.uri}: {doing}: {text}", cure="look at libvirt's log")
+
+
+_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+"""OPERATION_INVALID is "domain is not running": it ended by itself meanwhile."""
+
+_DOWN = (
+    libvirt.VIR_ERR_NO_CONNECT,
+    libvirt.VIR_ERR_INVALID_CONN,
+    libvirt.VIR_ERR_SYSTEM_ERROR,
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_RPC,
+)
+
+
+def _taps(xml: str) -> list[str]:
+    import xml.etree.ElementTree as ET
+
+    targets = ET.fromstring(xml).findall("./devices/interface/target")
+    return [dev for target in targets if (dev := target.get("dev"))]
+
+
+def _interfaces() -> set[str]:
+    """Interfaces of the network namespace libvirt runs in, which need not be ours."""
+    for path in _DAEMON_PIDS:
+        with contextlib.suppress(OSError, ValueError):
+            lines = Path(f"/proc/{int(path.read_text())}/net/dev").read_text().splitlines()
+            return {line.split(":")[0].strip() for line in lines if ":" in line}
+    return set()

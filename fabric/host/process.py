@@ -1,0 +1,43 @@
+"""Another program's process, known by more than its number.
+
+Owns: telling whether a process that was seen earlier still lives. May import: nothing of fabric.
+Process ids are reused; a process is the pair (pid, start time), see proc(5) field 22.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process at the moment it was found."""
+
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def find(cls, pid: int | None, argument: str) -> Self | None:
+        """The process ``pid`` if it lives and ``argument`` occurs in its command line."""
+        if pid is None or (ticks := _start_ticks(pid)) is None:
+            return None
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return None
+        return cls(pid, ticks) if argument.encode() in line else None
+
+    def is_alive(self) -> bool:
+        """Whether that very process still exists; a zombie has released everything it held."""
+        return _start_ticks(self.pid) == self.start_ticks
+
+
+def _start_ticks(pid: int) -> int | None:
+    try:
+        # The command name may contain anything, so count from its closing parenthesis.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,416 @@
+"""The orchestrator's decisions, with a kernel and guests that only remember what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fabric.errors import SpawnFailed
+from fabric.host.config import HostConfig, Limits
+from fabric.host.connections import Connection, HeldPacket, Role, State
+from fabric.host.events import EventLog
+from fabric.host.orchestrator import Orchestrator
+from fabric.routing.policy import ApplicationFacts, Policy
+from fabric.routing.protocols import compute_table
+from fabric.routing.topology import Link, Node, Topology
+from fabric.wire.control import Configure, Ready
+from fabric.wire.inner import parse_flow
+from fabric.wire.packet import FLAG_REPLY, PAYLOAD_ANNOUNCE, PAYLOAD_IPV4, Header, Packet
+
+# h1 - h2 - h3, a line
+TOPOLOGY = Topology(
+    nodes=tuple(Node(n, f"h{n}", (f"10.77.0.{n}/32",)) for n in (1, 2, 3)),
+    links=(
+        Link(1, 2, a_address="172.31.0.0", b_address="172.31.0.1"),
+        Link(2, 3, a_address="172.31.0.2", b_address="172.31.0.3", a_interface=2),
+    ),
+)
+
+
+def syn(source: str = "10.77.0.1", destination: str = "10.77.0.3", port: int = 40000) -> bytes:
+    """A TCP SYN to port 80; checksums are nobody's concern here."""
+    addresses = bytes(int(p) for p in f"{source}.{destination}".split("."))
+    ip = bytes([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]) + addresses
+    tcp = port.to_bytes(2, "big") + (80).to_bytes(2, "big") + bytes(8)
+    return ip + tcp + bytes([0x50, 0x02, 0xFF, 0xFF, 0, 0, 0, 0])
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def unix_us(self) -> int:
+        return int(self.now * 1e6)
+
+
+class FakeDatapath:
+    """Remembers every call in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.sent: list[tuple[Packet, str]] = []
+
+    def steer(self, connection: Connection, guest_index: int) -> None:
+        self.calls.append(("steer", (connection.id, guest_index)))
+
+    def unsteer(self, connection: Connection) -> None:
+        self.calls.append(("unsteer", connection.id))
+
+    def deliver(self, packets: list[HeldPacket], guest_index: int) -> None:
+        self.calls.extend(("deliver", held.data) for held in packets)
+
+    def answer(self, packet: bytes) -> None:
+        self.calls.append(("answer", packet))
+
+    def send(self, datagram: bytes, neighbour: str) -> None:
+        self.sent.append((Packet.parse(datagram), neighbour))
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+class FakeGuests:
+    """Spawns when told to: ``gate`` holds a spawn back, ``fail`` makes it fail."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fail = False
+        self.configured: list[Configure] = []
+        self.destroyed: list[str] = []
+        self.count = 0
+
+    def alive(self) -> int:
+        return self.count
+
+    async def spawn(self, connection: int, configure: Callable[[Any], Configure]) -> Any:
+        self.count += 1
+        index = self.count
+        await self.gate.wait()
+        if self.fail:
+            raise SpawnFailed("no such luck")
+        told = configure(SimpleNamespace(index=index))
+        self.configured.append(told)
+        ready = Ready(connection, told.protocol or 0, "shortest", "default", "default", "why", 7)
+        return SimpleNamespace(
+            index=index, name=f"g{index}", connection=connection, ready=ready,
+            send=lambda _message: (_ for _ in ()).throw(OSError()),
+        )  # fmt: skip
+
+    async def destroy(self, guest: Any) -> None:
+        self.destroyed.append(guest.name)
+        self.count -= 1
+
+    async def close(self) -> None:
+        return None
+
+
+class World:
+    """One orchestrator among fakes."""
+
+    def __init__(self, node: int = 1, **changes: Any) -> None:
+        self.clock = FakeClock()
+        self.datapath = FakeDatapath()
+        self.guests = FakeGuests()
+        self.events = EventLog(f"h{node}", self.clock.unix_us)
+        config = HostConfig(
+            lab="t", host=f"h{node}", node=node, bridge="b", guest_interface="guests",
+            overlay_addresses=(f"10.77.0.{node}/32",), overlay_prefixes=("10.77.0.0/16",),
+            topology=TOPOLOGY.to_json(),
+        )  # fmt: skip
+        self.orchestrator = Orchestrator(
+            replace(config, **changes), TOPOLOGY, compute_table(TOPOLOGY, node, 1), Policy(),
+            datapath=self.datapath, guests=self.guests, events=self.events, clock=self.clock,
+            find_facts=lambda flow, packet: ApplicationFacts(flow=flow), first_serial=0,
+        )  # fmt: skip
+
+    def miss(self, *packets: bytes) -> None:
+        self.orchestrator.on_miss([(packet, parse_flow(packet)) for packet in packets])
+
+    def arrive(self, upstream: str, inner: bytes, **changes: Any) -> None:
+        fields: dict[str, Any] = {
+            "flags": 0, "protocol": 1, "hop_limit": 9, "payload_length": len(inner),
+            "hop_count": 0, "payload_type": PAYLOAD_IPV4, "connection": 0x100000009,
+            "source": 1, "destination": 3, "sequence": 1,
+        }  # fmt: skip
+        packet = Packet(Header(**{**fields, **changes}), inner)
+        self.orchestrator.on_underlay([(packet.encode(), upstream)])
+
+    def names(self) -> list[str]:
+        return [event.name for event in self.events.since(0)]
+
+    def only(self) -> Connection:
+        (connection,) = self.orchestrator.connections
+        return connection
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def run(story: Any) -> None:
+    asyncio.run(story)
+
+
+def test_a_request_is_detected_once_and_its_packets_released_in_order() -> None:
+    async def story() -> None:
+        world = World()
+        world.guests.gate.clear()
+        first, second = syn(), syn() + b"again"
+        world.miss(first, second)
+        await settle()
+        assert world.names().count("request") == 1
+        assert "deliver" not in world.datapath.names()
+        world.guests.gate.set()
+        await settle()
+        assert world.datapath.calls[:2] == [("deliver", first), ("deliver", second)]
+        assert world.datapath.calls[2][0] == "steer"
+        order = [n for n in world.names() if n in ("request", "facts", "agent-ready", "released")]
+        assert order == ["request", "facts", "agent-ready", "released"]
+
+    run(story())
+
+
+def test_the_ingress_agent_gets_facts_and_policy_and_chooses_itself() -> None:
+    async def story() -> None:
+        world = World()
+        world.miss(syn())
+        await settle()
+        (told,) = world.guests.configured
+        assert told.protocol is None and told.facts is not None and told.policy == {}
+        assert (told.source_node, told.destination_node) == (1, 3)
+
+    run(story())
+
+
+def test_packets_that_slip_past_fresh_steering_go_straight_to_the_guest() -> None:
+    async def story() -> None:
+        world = World()
+        world.miss(syn())
+        await settle()
+        world.miss(syn() + b"late")
+        assert world.datapath.calls[-1] == ("deliver", syn() + b"late")
+        assert len(world.orchestrator.connections) == 1
+
+    run(story())
+
+
+def test_with_spawning_disabled_a_request_is_seen_and_nothing_forwarded() -> None:
+    async def story() -> None:
+        world = World(spawning=False)
+        world.miss(syn(), syn())
+        await settle()
+        assert world.names().count("request") == 1
+        assert world.datapath.calls == [] and world.datapath.sent == []
+
+    run(story())
+
+
+def test_an_unrouted_destination_is_refused_at_once() -> None:
+    async def story() -> None:
+        world = World()
+        world.miss(syn(destination="10.77.0.99"))
+        (name, answer) = world.datapath.calls[0]
+        flow = parse_flow(answer)
+        assert name == "answer" and flow is not None and flow.destination == "10.77.0.1"
+        assert len(world.orchestrator.connections) == 0
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        (Limits(guests=1), "guests"),
+        (Limits(guest_memory_mib=130), "guest_memory_mib"),
+    ],
+)
+def test_beyond_a_limit_the_application_is_refused_and_others_untouched(
+    limits: Limits, named: str
+) -> None:
+    async def story() -> None:
+        world = World(limits=limits)
+        world.miss(syn(port=1))
+        await settle()
+        world.miss(syn(port=2))
+        refused = [e for e in world.events.since(0) if e.name == "refused"]
+        assert [e.fields["limit"] for e in refused] == [named]
+        assert world.datapath.names()[-1] == "answer"
+        assert world.only().state is State.ESTABLISHED
+
+    run(story())
+
+
+def test_spawn_rate_is_limited_and_recovers_with_time() -> None:
+    async def story() -> None:
+        world = World(limits=Limits(guests=100, guest_memory_mib=1 << 20, spawns_per_second=1))
+        world.miss(*(syn(port=p) for p in range(1, 18)))
+        refused = [e for e in world.events.since(0) if e.name == "refused"]
+        assert [e.fields["limit"] for e in refused] == ["spawns_per_second"]
+        world.clock.now += 1.5
+        world.miss(syn(port=99))
+        assert len(world.orchestrator.connections) == 17
+
+    run(story())
+
+
+def test_held_packets_are_bounded_per_connection() -> None:
+    async def story() -> None:
+        world = World(limits=Limits(held_packets=2))
+        world.guests.gate.clear()
+        world.miss(syn(), syn(), syn(), syn())
+        assert len(world.only().held) == 2 and world.only().held_dropped == 2
+        assert world.names().count("held-overflow") == 1
+
+    run(story())
+
+
+def test_a_failed_spawn_becomes_a_refusal_not_a_silence() -> None:
+    async def story() -> None:
+        world = World()
+        world.guests.fail = True
+        world.miss(syn())
+        await settle()
+        assert "answer" in world.datapath.names()
+        assert len(world.orchestrator.connections) == 0
+
+    run(story())
+
+
+def test_the_request_is_announced_to_the_next_host() -> None:
+    async def story() -> None:
+        world = World()
+        world.miss(syn())
+        ((packet, neighbour),) = world.datapath.sent
+        assert packet.header.payload_type == PAYLOAD_ANNOUNCE and neighbour == "172.31.0.1"
+        assert packet.header.destination == 3
+
+    run(story())
+
+
+def test_a_transit_host_spawns_on_announcement_and_passes_it_on() -> None:
+    async def story() -> None:
+        ingress, transit = World(1), World(2)
+        ingress.miss(syn())
+        packet, _ = ingress.datapath.sent[0]
+        for _ in range(2):
+            transit.orchestrator.on_underlay([(packet.encode(), "172.31.0.0")])
+        await settle()
+        assert transit.only().role is Role.TRANSIT and len(transit.guests.configured) == 1
+        ((onward, neighbour),) = transit.datapath.sent
+        assert neighbour == "172.31.0.3" and onward.header.hop_limit < packet.header.hop_limit
+
+    run(story())
+
+
+def test_without_announcements_the_first_packet_makes_the_guest() -> None:
+    async def story() -> None:
+        world = World(2)
+        world.arrive("172.31.0.0", syn())
+        await settle()
+        assert world.only().role is Role.TRANSIT and world.only().protocol == 1
+        assert world.datapath.names() == ["deliver", "steer"]
+        assert world.guests.configured[0].facts is None
+
+    run(story())
+
+
+def test_the_egress_host_steers_the_replies_of_its_own_applications() -> None:
+    async def story() -> None:
+        world = World(3)
+        world.arrive("172.31.0.2", syn())
+        await settle()
+        connection = world.only()
+        assert connection.role is Role.EGRESS
+        reply = parse_flow(syn())
+        assert reply is not None and connection.local_flow == reply.reversed()
+        world.miss(syn("10.77.0.3", "10.77.0.1"))
+        await settle()
+
+    run(story())
+
+
+def test_datagrams_of_strangers_and_garbage_change_nothing() -> None:
+    async def story() -> None:
+        world = World(2)
+        world.arrive("192.0.2.1", syn())
+        world.orchestrator.on_underlay([(b"\x10garbage", "172.31.0.0"), (b"", "172.31.0.0")])
+        assert len(world.orchestrator.connections) == 0
+        assert world.events.counts["foreign-datagram"] == 1
+        assert world.events.counts["malformed-datagram"] == 2
+
+    run(story())
+
+
+def test_a_transit_host_without_room_answers_the_source_in_the_far_ends_name() -> None:
+    async def story() -> None:
+        world = World(2, limits=Limits(guests=0))
+        world.arrive("172.31.0.0", syn())
+        ((packet, neighbour),) = world.datapath.sent
+        assert neighbour == "172.31.0.0" and packet.header.flags & FLAG_REPLY
+        assert packet.header.destination == 1
+        flow = parse_flow(packet.payload)
+        assert flow is not None and (flow.source, flow.destination) == ("10.77.0.3", "10.77.0.1")
+
+    run(story())
+
+
+def test_a_lost_guest_is_replaced_and_the_connection_stays() -> None:
+    async def story() -> None:
+        world = World()
+        world.miss(syn())
+        await settle()
+        connection = world.only()
+        world.orchestrator.on_guest_lost(connection.guest)  # type: ignore[arg-type]
+        assert connection.state is State.HELD
+        world.miss(syn() + b"meanwhile")
+        await settle()
+        assert connection.state is State.ESTABLISHED and connection.guest is not None
+        assert connection.guest.name == "g2"
+        assert ("deliver", syn() + b"meanwhile") in world.datapath.calls
+
+    run(story())
+
+
+def test_idle_connections_end_steering_first() -> None:
+    async def story() -> None:
+        world = World(idle_timeout=10)
+        world.miss(syn())
+        await settle()
+        world.clock.now += 9
+        world.orchestrator.sweep()
+        assert len(world.orchestrator.connections) == 1
+        world.clock.now += 1
+        world.orchestrator.sweep()
+        await settle()
+        assert len(world.orchestrator.connections) == 0
+        assert world.datapath.names()[-1] == "unsteer" and world.guests.destroyed == ["g1"]
+
+    run(story())
+
+
+def test_closing_ends_everything_even_a_spawn_under_way() -> None:
+    async def story() -> None:
+        world = World()
+        world.miss(syn(port=1))
+        await settle()
+        world.guests.gate.clear()
+        world.miss(syn(port=2))
+        await settle()
+        closing = asyncio.create_task(world.orchestrator.close())
+        await settle()
+        world.guests.gate.set()
+        await closing
+        assert sorted(world.guests.destroyed) == ["g1", "g2"]
+        assert len(world.orchestrator.connections) == 0
+
+    run(story())
