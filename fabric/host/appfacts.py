@@ -33,8 +33,9 @@ PROTOCOL_VARIABLE = "FABRIC_PROTOCOL"
 def find_facts(flow: FiveTuple, packet: bytes) -> ApplicationFacts:
     """Everything the kernel tells about the sender of ``packet``, the first of ``flow``.
 
-    Takes about 0.1 ms plus 5 µs per process of the machine. Fields are None where nobody knows:
-    forwarded packets, the kernel's own, processes that ended already.
+    Takes 0.5 ms for a program just started, as most are; otherwise 25 to 50 µs more for every
+    younger process of the namespace, each of which must be looked through. Fields are
+    None where nobody knows: forwarded packets, the kernel's own, processes that ended already.
     """
     code_point = dscp(packet)
     candidates = find_socket(flow)

@@ -1,12 +1,16 @@
 """A running libvirt, where none is supervised.
 
-Owns: starting ``libvirtd`` (and ``virtlogd``) when nothing answers, on machines without an init
+Owns: starting ``libvirtd`` and ``virtlogd`` when nothing answers, on machines without an init
 system that would. May import: errors, host.hypervisor. Never stops a daemon: others may use it.
 """
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
+import socket
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -15,14 +19,19 @@ from fabric.errors import HypervisorDown, ToolMissing
 from fabric.host.hypervisor import LibvirtHypervisor
 
 START_DEADLINE = 30.0
-"""Seconds until a started libvirtd must answer; its first start probes QEMU's capabilities, which
-takes about 8 s on a slow machine."""
+"""Seconds until a started libvirtd must answer."""
 
 _POLL = 0.1
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 """Where daemons live: not on every user's PATH."""
 
 _VIRTLOGD_SOCKET = Path("/run/libvirt/virtlogd-sock")
+_KVM = Path("/dev/kvm")
+_NO_KVM = Path("/run/fabric-libvirt/no-kvm")
+"""An empty file nobody may open."""
+
+_QEMU_USERS = ("libvirt-qemu", "qemu")
+"""Whom libvirt runs QEMU as: on Debian and Ubuntu, elsewhere."""
 
 
 def answers(uri: str = "qemu:///system") -> bool:
@@ -39,12 +48,19 @@ def ensure_libvirtd(uri: str = "qemu:///system", deadline: float = START_DEADLIN
 
     Raises ToolMissing when libvirtd is not installed, HypervisorDown when it does not answer.
     """
+    # Even a libvirtd that answers cannot start a domain without virtlogd.
+    if not _listens(_VIRTLOGD_SOCKET) and (virtlogd := _find("virtlogd")) is not None:
+        _start([virtlogd, "-d"])
     if answers(uri):
         return False
+    libvirtd = _find("libvirtd")
+    if libvirtd is None:
+        raise ToolMissing(
+            "libvirtd is not installed",
+            cure="install the Debian packages libvirt-daemon-system and qemu-system-x86",
+        )
     end = time.monotonic() + deadline
-    if not _VIRTLOGD_SOCKET.exists():
-        _start("virtlogd", required=False)
-    _start("libvirtd", required=True)
+    _start(_with_consistent_kvm([libvirtd, "-d"]))
     while not answers(uri):
         if time.monotonic() > end:
             raise HypervisorDown(
@@ -55,25 +71,89 @@ def ensure_libvirtd(uri: str = "qemu:///system", deadline: float = START_DEADLIN
     return True
 
 
-def _start(program: str, *, required: bool) -> None:
+def kvm_device_problem(device: Path = _KVM) -> str:
+    """Why libvirt would distrust its own knowledge of KVM, in words; empty when it would not.
+
+    libvirt asks QEMU as root whether KVM works, but then checks the device as the user guests run
+    as. Where the two disagree, it throws its cached capabilities away at *every* look-up, and one
+    start takes a minute. Without udev the device is 0600, and they disagree.
+    """
+    try:
+        facts = device.stat()
+    except OSError:
+        return ""
+    if not stat.S_ISCHR(facts.st_mode):
+        return ""
+    account = next((found for name in _QEMU_USERS if (found := _account(name))), None)
+    if account is None:
+        return ""
+    groups = set(os.getgrouplist(account.pw_name, account.pw_gid))
+    mode = facts.st_mode
+    allowed = (
+        mode & 0o006 == 0o006
+        or (facts.st_gid in groups and mode & 0o060 == 0o060)
+        or (facts.st_uid == account.pw_uid and mode & 0o600 == 0o600)
+    )
+    if allowed:
+        return ""
+    return (
+        f"{device} has mode {stat.S_IMODE(facts.st_mode):04o}: {account.pw_name} may not use it, "
+        "and libvirt probes QEMU anew at every step (a guest takes a minute to start)"
+    )
+
+
+def _with_consistent_kvm(argv: list[str]) -> list[str]:
+    """``argv`` such that the daemon finds KVM unusable in both its ways of looking.
+
+    Its guests could not use the device anyway, so nothing is lost; and nothing is granted: the
+    machine's device stays as its owner set it. The daemon alone gets a mount namespace in which an
+    empty file covers the device.
+    """
+    if not kvm_device_problem():
+        return argv
+    try:
+        _NO_KVM.parent.mkdir(mode=0o700, exist_ok=True)
+        _NO_KVM.touch(mode=0o000)
+    except OSError:
+        return argv  # slow, but it works
+    # slave: mounts made later on the machine still arrive in the daemon's namespace.
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    unshare = ["unshare", "--mount", "--propagation", "slave"]
+    return [*unshare, "/bin/sh", "-c", script, "sh", str(_NO_KVM), str(_KVM), *argv]
+
+
+def _account(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        return None
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=_SBIN)
+
+
+def _listens(path: Path) -> bool:
+    """A socket file alone proves nothing: a daemon that was killed leaves its own behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def _start(argv: list[str]) -> None:
     """Start a daemon that puts itself into the background."""
-    path = shutil.which(program, path=_SBIN)
-    if path is None:
-        if required:
-            raise ToolMissing(
-                f"{program} is not installed",
-                cure="install the Debian packages libvirt-daemon-system and qemu-system-x86",
-            )
-        return
     try:
         result = subprocess.run(
-            [path, "-d"], capture_output=True, text=True, timeout=START_DEADLINE, check=False
+            argv, capture_output=True, text=True, timeout=START_DEADLINE, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise HypervisorDown(f"{path} -d: {exc}", cure=f"start {program} by hand") from exc
+        raise HypervisorDown(f"{argv[-2]}: {exc}", cure=f"start {argv[-2]} by hand") from exc
     # A loser of a race against another starter fails on the pid file; the answer decides.
-    if result.returncode != 0 and required and "pid file" not in result.stderr:
+    if result.returncode != 0 and "pid file" not in result.stderr:
         raise HypervisorDown(
-            f"{path} -d ended with status {result.returncode}: {result.stderr.strip()}",
+            f"{' '.join(argv)} ended with status {result.returncode}: {result.stderr.strip()}",
             cure="run it in a terminal to see why",
         )

@@ -25,6 +25,7 @@ from fabric.host.netns import enter_netns, translate
 
 _NUD_PERMANENT = 0x80
 _IFF_UP = 0x1
+_IFA_F_NODAD = 0x02
 
 # Token bucket: a burst of 10 ms at full rate, but never less than one 64 KiB GSO packet, which tbf
 # would otherwise have to segment; and at most 50 ms of queue before it drops.
@@ -32,6 +33,7 @@ _BURST_SECONDS = 0.01
 _MIN_BURST_BYTES = 65536
 _QUEUE_SECONDS = 0.05
 _TBF_HANDLE = 0xFAB0000  # "fab:"; by this handle we know the discipline as ours
+_TC_H_ROOT = 0xFFFFFFFF
 
 T = TypeVar("T")
 
@@ -68,8 +70,9 @@ class Netlink:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"netlink-{self.netns or 'own'}")
         try:
             self._in_namespace("open", self._open)
-        except FabricError:
+        except BaseException:
             self._worker.shutdown()
+            self._worker = None
             raise
         return self
 
@@ -204,7 +207,7 @@ class Netlink:
                 # Deleting the kernel's default discipline is an error, so look first.
                 limits = [q for q in self._route.get_qdiscs(index) if q["handle"] == _TBF_HANDLE]
                 if limits:
-                    self._route.tc("del", index=index, handle=_TBF_HANDLE)
+                    self._route.tc("del", index=index, parent=_TC_H_ROOT)
                 return
             rate = bits_per_second // 8
             burst = max(_MIN_BURST_BYTES, int(rate * _BURST_SECONDS))
@@ -221,7 +224,7 @@ class Netlink:
         """``address`` with prefix length, e.g. ``10.77.0.1/32``. Idempotent."""
         ip, _, length = address.partition("/")
         # Duplicate address detection would leave an IPv6 address unusable for a second or two.
-        flags = {"IFA_FLAGS": 0x02} if ":" in ip else {}
+        flags = {"flags": _IFA_F_NODAD} if ":" in ip else {}
 
         def add() -> None:
             self._route.addr(

@@ -45,7 +45,7 @@ class FiveTuple(tuple[int, int, str, int, str, int]):
 
     __slots__ = ()
 
-    def __new__(
+    def __new__(  # noqa: PLR0917 - a five-tuple has that many parts, in this well-known order
         cls,
         version: int,
         protocol: int,
@@ -188,11 +188,8 @@ def dscp(packet: Buffer) -> int:
     if len(packet) < 2:
         return 0
     version = packet[0] >> 4
-    if version == 4:
-        return packet[1] >> 2
-    if version == 6:
-        return (packet[0] & 0x0F) << 2 | packet[1] >> 6
-    return 0
+    traffic_class = ((packet[0] << 8 | packet[1]) >> 4 & 0xFF) if version == 6 else packet[1]
+    return traffic_class >> 2 if version in (4, 6) else 0
 
 
 def refusal(packet: Buffer) -> bytes | None:
@@ -220,7 +217,7 @@ def checksum(data: Buffer) -> int:
     """The internet checksum (RFC 1071) of ``data``."""
     if len(data) % 2:
         data = bytes(data) + b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
