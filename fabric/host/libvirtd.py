@@ -27,8 +27,9 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 _VIRTLOGD_SOCKET = Path("/run/libvirt/virtlogd-sock")
 _KVM = Path("/dev/kvm")
-_NO_KVM = Path("/run/fabric-libvirt/no-kvm")
-"""An empty file nobody may open."""
+_QEMU_CONF = Path("/etc/libvirt/qemu.conf")
+_OWN_DIRECTORY = Path("/run/fabric-libvirt")
+"""What the daemon started here sees in place of the machine's; only root may enter."""
 
 _QEMU_USERS = ("libvirt-qemu", "qemu")
 """Whom libvirt runs QEMU as: on Debian and Ubuntu, elsewhere."""
@@ -106,20 +107,25 @@ def _with_consistent_kvm(argv: list[str]) -> list[str]:
     """``argv`` such that the daemon finds KVM unusable in both its ways of looking.
 
     Its guests could not use the device anyway, so nothing is lost; and nothing is granted: the
-    machine's device stays as its owner set it. The daemon alone gets a mount namespace in which an
-    empty file covers the device.
+    machine's device and configuration stay as their owner set them. The daemon alone gets a mount
+    namespace in which an empty file covers the device. libvirt 9.0 cannot carry such a file over
+    into the private /dev it builds for each QEMU, so that is switched off for this daemon: QEMU
+    sees the machine's /dev, with the rights of its unprivileged user.
     """
     if not kvm_device_problem():
         return argv
+    no_kvm, configuration = _OWN_DIRECTORY / "no-kvm", _OWN_DIRECTORY / "qemu.conf"
     try:
-        _NO_KVM.parent.mkdir(mode=0o700, exist_ok=True)
-        _NO_KVM.touch(mode=0o000)
+        _OWN_DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+        no_kvm.touch(mode=0o000)
+        configuration.write_text(f"{_QEMU_CONF.read_text()}\nnamespaces = []\n")
     except OSError:
         return argv  # slow, but it works
+    covers = [str(path) for path in (no_kvm, _KVM, configuration, _QEMU_CONF)]
     # slave: mounts made later on the machine still arrive in the daemon's namespace.
-    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    script = 'mount --bind "$1" "$2" && mount --bind "$3" "$4" && shift 4 && exec "$@"'
     unshare = ["unshare", "--mount", "--propagation", "slave"]
-    return [*unshare, "/bin/sh", "-c", script, "sh", str(_NO_KVM), str(_KVM), *argv]
+    return [*unshare, "/bin/sh", "-c", script, "sh", *covers, *argv]
 
 
 def _account(name: str) -> pwd.struct_passwd | None:

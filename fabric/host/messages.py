@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from fabric.errors import GuestFault, WireError
-from fabric.host.connections import Connection, ConnectionTable
+from fabric.host.connections import Connection, ConnectionTable, State
 from fabric.host.events import EventLog, iso
 from fabric.host.guests import Guest
 from fabric.host.ports import Clock
@@ -126,7 +126,7 @@ class GuestMessages:
     async def refresh(self, connection: Connection, last: int = 256) -> None:
         """Ask the agent for its counters and newest traces; an agent that is gone adds nothing."""
         guest = connection.guest
-        if guest is None:
+        if guest is None or connection.state is not State.ESTABLISHED:
             return
         try:
             await self._ask(connection, guest, Query(what="counters", last=0), Counters)

@@ -2,7 +2,8 @@
 
 Owns: the messages and their codec. May import: fabric.wire.errors, fabric.wire.fact, json.
 
-host → agent: Configure, InstallTable, Query. agent → host: Hello, Ready, AgentEvent, Counters, Traces.
+host → agent: Configure, InstallTable, Query.
+agent → host: Hello, Ready, AgentEvent, Counters, Traces.
 A line is ``{"type": NAME, …fields}``. Fields a receiver does not know are ignored, so that a newer
 host can talk to an older agent; fields it lacks and that have no default are an error.
 """
@@ -91,7 +92,7 @@ class AgentEvent(Fact):
     """Something an operator may want to know of."""
 
     name: str
-    fields_: dict[str, Any]
+    fields: dict[str, Any]
     at_us: int
 
 
@@ -117,15 +118,18 @@ MESSAGES: dict[str, type[Fact]] = {
 }
 
 
+KINDS: dict[str, type] = {"int": int, "str": str, "bool": bool, "dict": dict, "list": list}
+
+
 def encode(message: Message) -> bytes:
     """One line, newline included."""
     document = {"type": type(message).__name__}
-    document.update(zip(message.fields, message.values(), strict=True))
+    document.update(zip(message.names, message.values(), strict=True))
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """One message. Raises ControlInvalid: not JSON, unknown type, or fields missing."""
+    """One message. Raises ControlInvalid: not JSON, unknown type, missing or misfit fields."""
     try:
         document = json.loads(line)
         kind = MESSAGES[document.pop("type")]
@@ -133,10 +137,23 @@ def decode(line: bytes) -> Message:
         known = ", ".join(MESSAGES)
         raise ControlInvalid("message", f"JSON object of type {known}", line[:80]) from exc
     try:
-        message = kind(**{k: v for k, v in document.items() if k in kind.fields})
+        message = kind(**{k: v for k, v in document.items() if k in kind.names})
     except TypeError as exc:
         raise ControlInvalid(kind.__name__, "all its fields", str(exc)) from exc
+    _check_kinds(message)
     return message  # type: ignore[return-value]  # MESSAGES holds exactly the union's members
+
+
+def _check_kinds(message: Fact) -> None:
+    # A guest may be corrupted: what it says must not surprise the host far from here.
+    for name in message.names:
+        annotation = type(message).__annotations__[name]
+        expected = KINDS[annotation.partition("[")[0].partition(" ")[0]]
+        value = getattr(message, name)
+        if value is None and annotation.endswith("| None"):
+            continue
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            raise ControlInvalid(f"{type(message).__name__}.{name}", annotation, repr(value)[:80])
 
 
 class Decoder:
@@ -144,20 +161,23 @@ class Decoder:
 
     def __init__(self, max_line: int = MAX_LINE) -> None:
         self._pending = bytearray()
+        self._ready: list[Message] = []
         self._max_line = max_line
 
     def feed(self, data: bytes) -> list[Message]:
-        """Messages completed by ``data``. After an error the offending line is gone and feeding
-        may go on: messages behind it come with the next call."""
+        """Messages completed by ``data``. An error costs the offending line only: messages before
+        and behind it come with the next call."""
         self._pending += data
-        messages: list[Message] = []
         while (end := self._pending.find(b"\n")) >= 0:
             line = bytes(self._pending[:end])
             del self._pending[: end + 1]
+            if len(line) > self._max_line:
+                raise ControlInvalid("line", f"at most {self._max_line} bytes", len(line))
             if line.strip():
-                messages.append(decode(line))
+                self._ready.append(decode(line))
         if len(self._pending) > self._max_line:
             actual = len(self._pending)
             self._pending.clear()
             raise ControlInvalid("line", f"at most {self._max_line} bytes", actual)
+        messages, self._ready = self._ready, []
         return messages

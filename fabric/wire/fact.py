@@ -2,10 +2,10 @@
 
 Owns: :class:`Fact`. May import: nothing.
 
-``dataclasses`` pulls in ``inspect``, ``ast`` and ``tokenize``: 20 ms on a fast machine, ten times that
-in a guest under emulation, paid before the first packet of every cold connection. A ``Fact`` offers
-what the code that travels into guests needs of a frozen dataclass (typed constructor, equality,
-representation, immutability) and type checkers treat it as one.
+``dataclasses`` pulls in ``inspect``, ``ast`` and ``tokenize``: 20 ms on a fast machine, ten times
+that in a guest under emulation, paid before the first packet of every cold connection. A ``Fact``
+offers what the code that travels into guests needs of a frozen dataclass (typed constructor,
+equality, representation, immutability) and type checkers treat it as one.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ else:
 class Fact:
     """Base of immutable values; fields are the annotations of the subclass, in order."""
 
-    fields: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls.fields = tuple(cls.__dict__.get("__annotations__", ()))
+        # Every subclass has annotations of its own: two levels are all a wire fact needs.
+        cls.names = tuple(cls.__annotations__)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if len(args) > len(self.fields):
-            raise TypeError(f"{type(self).__name__}: {len(args)} values, {len(self.fields)} fields")
-        values = dict(zip(self.fields, args, strict=False))
+        if len(args) > len(self.names):
+            raise TypeError(f"{type(self).__name__}: {len(args)} values, {len(self.names)} fields")
+        values = dict(zip(self.names, args, strict=False))
         for name, value in kwargs.items():
-            if name not in self.fields or name in values:
+            if name not in self.names or name in values:
                 raise TypeError(f"{type(self).__name__}: unexpected or repeated field {name!r}")
             values[name] = value
-        missing = [n for n in self.fields if n not in values and not hasattr(type(self), n)]
+        missing = [n for n in self.names if n not in values and not hasattr(type(self), n)]
         if missing:
             raise TypeError(f"{type(self).__name__}: missing {', '.join(missing)}")
         self.__dict__.update(values)
@@ -49,14 +50,14 @@ class Fact:
 
     def values(self) -> tuple[Any, ...]:
         """The field values in order."""
-        return tuple(getattr(self, name) for name in self.fields)
+        return tuple(getattr(self, name) for name in self.names)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.values() == other.values()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.values() == other.values()
 
     def __hash__(self) -> int:
         return hash((type(self), self.values()))
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.fields)
+        inside = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.names)
         return f"{type(self).__name__}({inside})"

@@ -3,9 +3,9 @@
 Owns: the layout described in docs/wire-format.md (version 1), its constants and its codec.
 May import: fabric.wire.errors, fabric.wire.fact. Pure; travels into guests, so imports stay cheap.
 
-Parsing has two speeds. :class:`Packet` goes field by field through one bounds-checked cursor and says
-exactly what is wrong. The forwarder unpacks HEADER once, tests the sum of the lengths, and turns to
-:class:`Packet` only to name the reason of a rejection.
+Parsing has two speeds. :class:`Packet` goes field by field through one bounds-checked cursor and
+says exactly what is wrong. The forwarder unpacks HEADER once, tests the sum of the lengths, and
+turns to :class:`Packet` only to name the reason of a rejection.
 """
 
 from __future__ import annotations
@@ -115,10 +115,25 @@ class Header(Fact):
         """Inverse of :meth:`pack`. Raises PacketTooShort, VersionUnknown, HeaderLengthInvalid,
         TooManyRecords."""
         cursor = Cursor(buffer)
-        first, *values = cursor.unpack(HEADER, "fixed header")
+        values = cursor.unpack(HEADER, "fixed header")
+        first, flags, protocol, hop_limit, payload, hops, kind, connection = values[:8]
         if first >> 4 != VERSION:
             raise VersionUnknown("version", VERSION, first >> 4)
-        header = cls(*values, length=(first & 0x0F) * 4)
+        source, destination, sequence, key_id = values[8:]
+        header = cls(
+            flags=flags,
+            protocol=protocol,
+            hop_limit=hop_limit,
+            payload_length=payload,
+            hop_count=hops,
+            payload_type=kind,
+            connection=connection,
+            source=source,
+            destination=destination,
+            sequence=sequence,
+            key_id=key_id,
+            length=(first & 0x0F) * 4,
+        )
         least = HEADER_SIZE + (ICV_SIZE if header.flags & FLAG_AUTHENTICATED else 0)
         if header.length < least:
             raise HeaderLengthInvalid("header length", f"at least {least}", header.length)

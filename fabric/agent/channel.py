@@ -1,0 +1,81 @@
+"""The agent's end of the control channel.
+
+Owns: a non-blocking file descriptor, what waits to be written, what came in. May import: the
+standard library, fabric.wire.control.
+
+A virtio-serial port whose host side is closed is always "ready": it hangs up at every poll and
+reads as empty. So a quiet channel is put to rest and tried again by the clock.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fabric.errors import WireError
+from fabric.wire.control import Decoder, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fabric.wire.control import Message
+
+MAX_PENDING = 1024 * 1024
+"""Bytes kept for a host that does not read; beyond it the newest news is dropped, never memory."""
+_READ_SIZE = 65536
+
+
+class Channel:
+    """Messages to and from the host."""
+
+    def __init__(self, path: str) -> None:
+        """Open ``path``; ``fd:N`` takes an inherited descriptor. Raises OSError."""
+        if path.startswith("fd:"):
+            self._fd = int(path[3:])
+            os.set_blocking(self._fd, False)
+        else:
+            self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        self._decoder = Decoder()
+        self._pending = bytearray()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    @property
+    def wants_to_write(self) -> bool:
+        """Something waits for the host to read."""
+        return bool(self._pending)
+
+    def send(self, message: Message) -> None:
+        """Queue a message and write what the host takes now."""
+        line = encode(message)
+        if len(self._pending) + len(line) <= MAX_PENDING:
+            self._pending += line
+        self.flush()
+
+    def flush(self) -> None:
+        """Write as much as the host takes."""
+        while self._pending:
+            try:
+                written = os.write(self._fd, self._pending)
+            except OSError:
+                return  # EAGAIN; or nobody is there yet (EPIPE): the clock tries again
+            del self._pending[:written]
+
+    def receive(self) -> tuple[list[Message], bool]:
+        """Messages that have come, and whether the other side is there. Lines that cannot be
+        understood are skipped: a newer host's, or cut by the host's restart."""
+        messages: list[Message] = []
+        while True:
+            try:
+                data = os.read(self._fd, _READ_SIZE)
+            except BlockingIOError:
+                return messages, True
+            except OSError:
+                return messages, False
+            if not data:
+                return messages, False
+            while True:
+                try:
+                    messages += self._decoder.feed(data)
+                    break
+                except WireError:
+                    data = b""

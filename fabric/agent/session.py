@@ -1,0 +1,89 @@
+"""One connection as the host described it: which protocol, which forwarder, what to answer.
+
+Owns: turning Configure into a Forwarder and Ready. May import: fabric.wire, fabric.routing.
+"""
+
+from __future__ import annotations
+
+from fabric.routing.forwarder import Forwarder, ForwarderConfig
+from fabric.routing.needs import PROTOCOL_NAMES
+from fabric.routing.policy import ApplicationFacts, Policy, Selection, select
+from fabric.routing.table import ForwardingTable
+from fabric.wire.control import Ready
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fabric.wire.control import Configure
+
+CARRIED = "carried in packet"
+"""The rule of every host but the ingress: somebody chose before."""
+
+
+class Session:
+    """See the module docstring. Made by :meth:`begin`."""
+
+    def __init__(self, forwarder: Forwarder, selection: Selection | None) -> None:
+        self.forwarder = forwarder
+        self._selection = selection
+
+    @classmethod
+    def begin(cls, message: Configure, now_us: int) -> Session:
+        """Select the protocol (at the ingress) and build the forwarder.
+
+        Raises ConfigError for a table or policy that cannot be read.
+        """
+        selection = None
+        protocol = message.protocol
+        if message.facts is not None and message.node == message.source_node:
+            policy = Policy.from_json(message.policy or {})
+            selection = select(policy, ApplicationFacts.from_json(message.facts))
+            protocol = selection.protocol
+        config = ForwarderConfig(
+            node=message.node,
+            guest=message.guest,
+            connection=message.connection,
+            source_node=message.source_node,
+            destination_node=message.destination_node or _node_for(message),
+            protocol=protocol,
+            spawn_ms=max(0, now_us - message.requested_at_us) // 1000,
+            interfaces=message.interfaces,
+        )
+        return cls(Forwarder(config, ForwardingTable.from_json(message.table)), selection)
+
+    def install(self, table: dict[str, Any]) -> None:
+        """Use another table. Raises ConfigError."""
+        self.forwarder.install(ForwardingTable.from_json(table))
+
+    def ready(self) -> Ready:
+        """The answer to Configure."""
+        forwarder, selection = self.forwarder, self._selection
+        config = forwarder.config
+        if selection is not None:
+            name, need = selection.name, selection.need
+            rule, reason = selection.rule, selection.reason
+        else:
+            known = "" if forwarder.protocol is None else f"protocol {forwarder.protocol}"
+            name = PROTOCOL_NAMES.get(
+                -1 if forwarder.protocol is None else forwarder.protocol, known
+            )
+            need, rule, reason = "", CARRIED, CARRIED
+        return Ready(
+            config.connection, forwarder.protocol, name, need, rule, reason, config.spawn_ms
+        )
+
+
+def _node_for(message: Configure) -> int:
+    # Longest match of the flow's destination, for a host that left the node to us.
+    from ipaddress import ip_address, ip_network
+
+    if not message.flow:
+        return 0
+    address = ip_address(message.flow["destination"])
+    matches = [
+        (network.prefixlen, int(node))
+        for network, node in ((ip_network(prefix), node) for prefix, node in message.prefixes)
+        if address in network
+    ]
+    return max(matches)[1] if matches else 0

@@ -1,0 +1,194 @@
+"""The processes of a lab: one orchestrator per host, and the link emulator.
+
+Owns: starting them, the handshake that says they work, ending them. May import: errors, host, lab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+from fabric.errors import EnvironmentFault, FabricError, Unreachable
+from fabric.host.config import HostConfig
+from fabric.host.process import Process
+from fabric.lab import names, processes, state
+from fabric.lab.client import HostClient
+from fabric.lab.emulator import ImpairedLink
+from fabric.lab.resources import Resource
+from fabric.lab.spec import LabSpec
+from fabric.lab.state import LabState
+from fabric.lab.world import World
+
+READY_DEADLINE = 60.0
+"""Seconds for an orchestrator to answer. The first one ever boots a guest to find out what the
+machine can do, with a deadline of 10 s each for two ways."""
+EMULATOR_DEADLINE = 10.0
+SHUTDOWN_DEADLINE = 30.0
+"""Seconds for an orchestrator to destroy its guests: libvirt takes about 1.3 s for each."""
+POLL = 0.02
+HANDSHAKE_TIMEOUT = 2.0
+ORCHESTRATOR = (sys.executable, "-m", "fabric.host.main")
+EMULATOR = (sys.executable, "-m", "fabric.lab.emulator")
+
+
+class Daemon(Resource):
+    """A recorded process of the lab."""
+
+    def __init__(self, lab: LabState, key: str, log: Path) -> None:
+        self._lab = lab
+        self._key = key
+        self._namespace = names.namespace_name(lab.spec.name, key)
+        self.log = log
+
+    def present(self, world: World) -> bool:
+        process = self._lab.processes.get(self._key)
+        if process is None or not process.is_alive():
+            return False
+        # A namespace made anew under the old name is not the one it serves.
+        return processes.is_inside(process, self._namespace)
+
+    def _running(self) -> bool:
+        """Alive, wherever it stands: enough to be ended, not enough to be whole."""
+        process = self._lab.processes.get(self._key)
+        return process is not None and process.is_alive()
+
+    def _record(self, started: Process) -> None:
+        # Between the start and this line the process is found by its namespace (see Namespace).
+        self._lab.processes[self._key] = started
+        self._lab.save()
+
+    def _forget(self) -> None:
+        self._lab.processes.pop(self._key, None)
+
+    def _failed(self, why: str) -> EnvironmentFault:
+        end = processes.tail(self.log)
+        shown = f"; the end of {self.log}:\n{end}" if end else ""
+        return EnvironmentFault(f"{self.label} {why}{shown}", cure="`fabric doctor` may know why")
+
+
+class Orchestrator(Daemon):
+    """``fabric.host.main`` inside its host's namespace."""
+
+    def __init__(
+        self, lab: LabState, host: HostConfig, argv: tuple[str, ...] = ORCHESTRATOR
+    ) -> None:
+        super().__init__(lab, host.host, host.host_dir / "orchestrator.log")
+        self._host = host
+        self._argv = (*argv, str(host.host_dir / "config.json"))
+        self._client = HostClient(host.host, host.api_socket)
+        self.label = f"orchestrator of {host.host}"
+
+    def create(self, world: World) -> None:
+        self.retire(world)
+        self.remove(world)  # one that runs on wiring that is gone, or the guests of one that died
+        self._record(processes.start_in_namespace(self._namespace, self._argv, self.log))
+
+    def settle(self, world: World) -> None:
+        """Readiness is an answer on the API socket, by the process that we started."""
+        left = processes.deadline(READY_DEADLINE)
+        process = self._lab.processes[self._key]
+        last = "its API socket did not appear"
+        while left() > 0:
+            if not process.is_alive():
+                raise self._failed("ended at its start")
+            try:
+                answer = self._client.get("/v1/status", timeout=HANDSHAKE_TIMEOUT)
+            except Unreachable as exc:
+                last = exc.message
+            else:
+                if answer.get("host") == self._host.host:
+                    return
+                last = f"host {answer.get('host')} answers in its place"
+            time.sleep(POLL)
+        raise self._failed(f"was not ready within {READY_DEADLINE:g} s ({last})")
+
+    def retire(self, world: World) -> None:
+        if self._running():
+            with contextlib.suppress(FabricError):  # then `remove` insists
+                self._client.post("/v1/shutdown", timeout=HANDSHAKE_TIMEOUT)
+
+    def remove(self, world: World) -> None:
+        process = self._lab.processes.get(self._key)
+        if process is not None and not processes.wait(process, self._patience()):
+            processes.end(process)
+        self._forget()
+        self._destroy_guests(world)
+        for leftover in self._host.host_dir.glob("*"):
+            # Its sockets and its journal; the log goes with the lab's directory.
+            if leftover.is_socket():
+                leftover.unlink(missing_ok=True)
+
+    def _patience(self) -> float:
+        """An orchestrator that never served cannot be destroying guests: no need to wait."""
+        return SHUTDOWN_DEADLINE if self._host.api_socket.exists() else 0.0
+
+    def _destroy_guests(self, world: World) -> None:
+        for domain in world.hypervisor.list_owned(self._host.lab, self._host.host):
+            world.hypervisor.destroy(domain.name)
+
+
+class Emulator(Daemon):
+    """The link emulator inside the lab's namespace for links."""
+
+    label = "link emulator"
+
+    def __init__(self, lab: LabState, spec: LabSpec) -> None:
+        super().__init__(lab, names.LINKS_HOST, spec.run_dir / "links.log")
+        self._spec = spec
+        self._config = spec.run_dir / "links.json"
+
+    def present(self, world: World) -> bool:
+        if not super().present(world):
+            return False
+        try:
+            recorded = json.loads(self._config.read_text())
+        except (OSError, ValueError):
+            return False
+        # An emulator holds its sockets: links made anew after it was started need a new one.
+        links = world.links(self._namespace)
+        return all(
+            (link := links.get(name)) is not None and link.index == index
+            for name, index in recorded["indices"].items()
+        )
+
+    def create(self, world: World) -> None:
+        self.remove(world)
+        wanted = [self._entry(link.number) for link in self._spec.impaired_links]
+        there = world.links(self._namespace)
+        # Where netem does it, the emulator's namespace has no ports: it runs with what is there.
+        entries = [entry for entry in wanted if entry.a in there]
+        indices = {name: there[name].index for entry in entries for name in (entry.a, entry.b)}
+        document = {"links": [entry.to_json() for entry in entries], "indices": indices}
+        state.write_file(self._config, json.dumps(document, indent=1) + "\n")
+        reader, writer = os.pipe()
+        try:
+            argv = (*EMULATOR, str(self._config), str(writer))
+            started = processes.start_in_namespace(
+                self._namespace, argv, self.log, pass_fds=[writer]
+            )
+        finally:
+            os.close(writer)
+        try:
+            self._record(started)
+            # End of file without the word means that it died; its log says of what.
+            readable, _, _ = select.select([reader], [], [], EMULATOR_DEADLINE)
+            if not readable or os.read(reader, 16) != b"ready\n":
+                raise self._failed("did not start")
+        finally:
+            os.close(reader)
+
+    def remove(self, world: World) -> None:
+        process = self._lab.processes.get(self._key)
+        if process is not None:
+            processes.end(process)
+        self._forget()
+
+    def _entry(self, number: int) -> ImpairedLink:
+        link = self._spec.links[number - 1]
+        a, b = names.emulator_ports(number)
+        return ImpairedLink(a, b, link.latency_us, link.loss, seed=number)

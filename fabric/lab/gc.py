@@ -1,0 +1,155 @@
+"""Removing what labs left behind: everything that bears our mark and belongs to no live lab.
+
+Owns: finding leftovers by their marks, without any record. May import: errors, host, lab. Marks
+are: the metadata of a domain, the alias of an interface, the alias of a namespace's loopback, the
+first line of a hosts file, the run directory itself. What bears none is never touched, whatever it
+is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.errors import FabricError, HypervisorDown
+from fabric.lab import names, processes, resources, state
+from fabric.lab.builder import Machine
+from fabric.lab.names import Owner
+from fabric.lab.preflight import require_root
+from fabric.lab.world import ROOT, World
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something of a lab that does not run any more."""
+
+    kind: str
+    name: str
+    lab: str
+    remove: Callable[[], None]
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": self.kind, "name": self.name, "lab": self.lab}
+
+
+def collect(
+    run_dir: Path, machine: Machine, *, dry_run: bool = False, only: frozenset[str] = frozenset()
+) -> list[Leftover]:
+    """Find and, unless ``dry_run``, remove all leftovers; those that were found.
+
+    ``only``: look no further than at these labs (all, when empty). Marks do not say which run
+    directory a lab is recorded in: a lab recorded elsewhere looks dead from here. Raises NotRoot,
+    and the first error that kept something from being removed, after removing the rest.
+    """
+    require_root()
+    with state.locked(run_dir), machine.world() as world:
+        found = [x for x in find(run_dir, world) if not only or x.lab in only]
+        first_error: FabricError | None = None
+        for leftover in [] if dry_run else found:
+            try:
+                leftover.remove()
+            except FabricError as exc:
+                first_error = first_error or exc
+        if first_error is not None:
+            raise first_error
+        return found
+
+
+def find(run_dir: Path, world: World) -> Iterator[Leftover]:
+    """All leftovers, in the order in which they can be removed."""
+    live = live_labs(run_dir)
+    yield from _domains(world, live)
+    yield from _namespaces(world, live)
+    yield from _links(world, live)
+    yield from _hosts_files(world, live)
+    yield from _directories(run_dir, live)
+
+
+def live_labs(run_dir: Path) -> set[str]:
+    """Labs of which a recorded process still runs. The lock keeps a lab that is just being
+    brought up from being seen half-made."""
+    live = set()
+    for lab in state.recorded_labs(run_dir):
+        with contextlib.suppress(FabricError):
+            recorded = state.load(run_dir, lab)
+            if recorded is not None and recorded.live:
+                live.add(lab)
+    return live
+
+
+def _domains(world: World, live: set[str]) -> Iterator[Leftover]:
+    try:
+        owned = world.hypervisor.list_owned()
+    except HypervisorDown:
+        return  # transient domains do not outlive their hypervisor's silence for long
+    for domain in owned:
+        if domain.lab not in live:
+
+            def remove(name: str = domain.name) -> None:
+                world.hypervisor.destroy(name)
+
+            yield Leftover("domain", domain.name, domain.lab, remove)
+
+
+def _namespaces(world: World, live: set[str]) -> Iterator[Leftover]:
+    for name in sorted(world.namespaces()):
+        owner = world.owner_of_namespace(name)
+        # Both name and mark: a namespace of somebody else's would need to have copied both.
+        if owner is None or owner.lab in live:
+            continue
+        if name == names.namespace_name(owner.lab, owner.host):
+
+            def remove(name: str = name) -> None:
+                processes.end_inside(name)
+                world.delete_namespace(name)
+
+            yield Leftover("namespace", name, owner.lab, remove)
+
+
+def _links(world: World, live: set[str]) -> Iterator[Leftover]:
+    links = world.links()
+    bridges: dict[str, str] = {}
+    for name, link in links.items():
+        owner = Owner.from_alias(link.alias)
+        if owner is None or owner.lab in live:
+            continue
+        if link.kind == "bridge":
+            bridges[name] = owner.lab
+        yield _link(world, name, owner.lab)
+    for name, link in links.items():
+        # libvirt makes the taps, without a mark: a tap is ours by its name *and* its bridge.
+        lab = bridges.get(link.master or "")
+        if lab and names.tag_of_interface(name) and Owner.from_alias(link.alias) is None:
+            yield _link(world, name, lab)
+
+
+def _link(world: World, name: str, lab: str) -> Leftover:
+    return Leftover(
+        "link", name, lab, lambda: resources.delete_if_there(world, ROOT, name)
+    )
+
+
+def _hosts_files(world: World, live: set[str]) -> Iterator[Leftover]:
+    for path in sorted(world.netns_files.glob(f"{names.NAMESPACE_PREFIX}*/hosts")):
+        with contextlib.suppress(OSError):
+            first = path.read_text().partition("\n")[0]
+            lab = first.removeprefix(resources.FILE_MARK)
+            if lab != first and lab not in live:
+
+                def remove(path: Path = path) -> None:
+                    resources.remove_marked_file(path, resources.FILE_MARK)
+
+                yield Leftover("file", str(path), lab, remove)
+
+
+def _directories(run_dir: Path, live: set[str]) -> Iterator[Leftover]:
+    for path in sorted(run_dir.glob("*/")):
+        if path.name not in live:
+
+            def remove(path: Path = path) -> None:
+                shutil.rmtree(path, ignore_errors=True)
+
+            yield Leftover("directory", str(path), path.name, remove)

@@ -1,0 +1,140 @@
+"""A lab as its topology file describes it, checked and complete.
+
+Owns: the frozen model, derived addresses. May import: host.config, routing, wire. Everything is
+derived from the order of the file: the n-th host is node n with the n-th overlay addresses, the
+n-th link has the n-th /31 of the underlay.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from fabric.host.config import Limits
+from fabric.lab.fields import MIN_OVERLAY_MTU
+from fabric.routing.topology import Link, Node, Topology
+from fabric.wire.packet import HEADER_SIZE, RECORD_SIZE, UNDERLAY_OVERHEAD
+
+DEFAULT_OVERLAY_V4 = "10.77.0.0/16"
+DEFAULT_OVERLAY_V6 = "fd77::/64"
+UNDERLAY = ipaddress.IPv4Network("172.31.0.0/16")
+"""Lives in the lab's namespaces only, so two labs may both use it."""
+MAX_LINKS = UNDERLAY.num_addresses // 2
+DEFAULT_LINK_MTU = 9000
+"""Bytes. Packet count is what costs in a guest, so lab links take large ones."""
+ROOM_FOR_RECORDS = 8
+"""Hop records that fit beside a full-sized inner packet; a longer path is flagged, never cut."""
+MAX_OVERLAY_MTU = 8192
+"""Bytes: two pages of payload per packet, and a power of two for the guest's buffers."""
+
+
+@dataclass(frozen=True)
+class HostModel:
+    """One host. An option that is None was not written: the orchestrator's default holds."""
+
+    name: str
+    node: int
+    """Node id, 1-based position in the file."""
+    overlay_v4: str
+    overlay_v6: str
+    prefixes: tuple[str, ...] = ()
+    """Prefixes the host answers for beside its two overlay addresses."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """Its own policy document, or the lab's."""
+    limits: Limits | None = None
+    tier: str | None = None
+    idle_timeout: float | None = None
+    """Seconds."""
+    guest_memory_mib: int | None = None
+    guest_subnet: str | None = None
+    announce: bool | None = None
+    spawning: bool | None = None
+
+    @property
+    def all_prefixes(self) -> tuple[str, ...]:
+        """What the rest of the overlay sends to this host."""
+        return (f"{self.overlay_v4}/32", f"{self.overlay_v6}/128", *self.prefixes)
+
+
+@dataclass(frozen=True)
+class LinkModel:
+    """One link between two hosts, with its derived underlay addressing."""
+
+    number: int
+    """1-based position in the file."""
+    a: str
+    b: str
+    a_address: str
+    """Lower address of the link's /31."""
+    b_address: str
+    a_interface: int
+    """Interface id at ``a``: counts that host's links in the order of the file, from 1."""
+    b_interface: int
+    cost: int = 1
+    latency_us: int = 0
+    bandwidth_bps: int = 0
+    """0: unlimited."""
+    loss: float = 0.0
+    mtu: int = DEFAULT_LINK_MTU
+
+
+@dataclass(frozen=True)
+class LabModel:
+    """A whole lab."""
+
+    name: str
+    path: str
+    """The topology file, as the caller named it."""
+    overlay_v4: str
+    overlay_v6: str
+    hosts: tuple[HostModel, ...]
+    links: tuple[LinkModel, ...]
+    policy: dict[str, Any] = field(default_factory=dict)
+    """Policy of hosts that have none of their own."""
+
+    @cached_property
+    def overlay_mtu(self) -> int:
+        """Largest inner packet, bytes, so that header and records fit on every link of the lab."""
+        smallest = min((link.mtu for link in self.links), default=DEFAULT_LINK_MTU)
+        room = smallest - UNDERLAY_OVERHEAD - HEADER_SIZE - ROOM_FOR_RECORDS * RECORD_SIZE
+        return max(MIN_OVERLAY_MTU, min(MAX_OVERLAY_MTU, room))
+
+    @property
+    def overlay_prefixes(self) -> tuple[str, ...]:
+        """Everything the overlay covers: its two networks and the hosts' own prefixes."""
+        own = (prefix for host in self.hosts for prefix in host.prefixes)
+        return tuple(dict.fromkeys((self.overlay_v4, self.overlay_v6, *own)))
+
+    def overlay_prefixes_at(self, name: str) -> tuple[str, ...]:
+        """What host ``name`` routes into the overlay: all of it but its own prefixes."""
+        own = {prefix for host in self.hosts if host.name == name for prefix in host.prefixes}
+        return tuple(prefix for prefix in self.overlay_prefixes if prefix not in own)
+
+    def host(self, name: str) -> HostModel | None:
+        """The host of that name."""
+        return next((host for host in self.hosts if host.name == name), None)
+
+    def topology(self) -> Topology:
+        """The graph the protocols work on."""
+        node = {host.name: host.node for host in self.hosts}
+        return Topology(
+            tuple(Node(host.node, host.name, host.all_prefixes) for host in self.hosts),
+            tuple(
+                Link(
+                    node[link.a],
+                    node[link.b],
+                    cost=link.cost,
+                    latency_us=link.latency_us,
+                    bandwidth_bps=link.bandwidth_bps,
+                    loss=link.loss,
+                    mtu=link.mtu,
+                    a_address=link.a_address,
+                    b_address=link.b_address,
+                    a_interface=link.a_interface,
+                    b_interface=link.b_interface,
+                )
+                for link in self.links
+            ),
+        )

@@ -1,0 +1,161 @@
+"""The agent for real: namespaces in the guests' place, real programs at both ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fabric.wire.control import AgentEvent, Counters, Hello, InstallTable, Ready, Traces
+from fabric.wire.packet import FLAG_REPLY, Packet
+from tests.unit.agent_lab import CONNECTION, AgentLab
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root and network namespaces"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[AgentLab]:
+    with AgentLab(3) as line:
+        yield line
+
+
+def serve(lab: AgentLab, node: int, *argv: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["ip", "netns", "exec", lab.app(node), *argv],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for_port(lab: AgentLab, node: int, port: int) -> None:
+    end = time.monotonic() + 10
+    while f":{port} " not in lab.run(node, "ss", "-ltn") + " ":
+        assert time.monotonic() < end, "server does not listen"
+        time.sleep(0.05)
+
+
+def test_agents_said_hello_and_are_ready(lab: AgentLab) -> None:
+    for node in (1, 2, 3):
+        hello, ready = lab.messages[node][:2]
+        assert isinstance(hello, Hello)
+        assert isinstance(ready, Ready)
+        assert (ready.connection, ready.protocol) == (CONNECTION, 1)
+        assert 5 <= ready.spawn_ms < 15000
+
+
+@pytest.mark.parametrize("target", ["10.77.0.3", "fd77::3"])
+def test_ping_crosses_in_both_families(lab: AgentLab, target: str) -> None:
+    assert " 0% packet loss" in lab.run(1, "ping", "-c", "3", "-i", "0.05", "-s", "1300", target)
+
+
+def test_traces_name_every_host_in_order(lab: AgentLab) -> None:
+    lab.run(1, "ping", "-c", "1", "10.77.0.3")
+    for node, path, reply in ((3, [1, 2, 3], 0), (1, [3, 2, 1], FLAG_REPLY)):
+        newest = Packet.parse_trace(bytes.fromhex(lab.query(node, "traces", Traces).traces[-1]))
+        assert [record.node for record in newest.records] == path
+        assert newest.header.flags & FLAG_REPLY == reply
+        assert newest.header.hop_limit == 31
+        assert {record.table_version for record in newest.records} == {7}
+        times = [record.received_at_us for record in newest.records]
+        # Each agent set its own clock by a message: on a busy machine they differ by milliseconds.
+        assert all(b > a - 100_000 for a, b in pairwise(times))
+        assert all(record.residence_us > 0 for record in newest.records)
+        edges = [(r.ingress_interface, r.egress_interface) for r in newest.records]
+        assert edges == ([(0, 2), (1, 3), (2, 0)] if node == 3 else [(0, 2), (3, 1), (2, 0)])
+
+
+@pytest.mark.parametrize("host", ["10.77.0.3", "[fd77::3]"])
+def test_a_file_arrives_byte_identical(lab: AgentLab, host: str, tmp_path: Path) -> None:
+    content = os.urandom(8 * 1024 * 1024)
+    (tmp_path / "file").write_bytes(content)
+    bind = "fd77::3" if "fd77" in host else "10.77.0.3"
+    argv = ("python3", "-m", "http.server", "8000", "--bind", bind, "--directory", str(tmp_path))
+    server = serve(lab, 3, *argv)
+    try:
+        wait_for_port(lab, 3, 8000)
+        url = f"http://{host}:8000/file"
+        lab.run(1, "curl", "-sS", "--max-time", "50", "-o", str(tmp_path / "got"), url)
+    finally:
+        server.kill()
+        server.wait()
+    got = (tmp_path / "got").read_bytes()
+    assert hashlib.sha256(got).digest() == hashlib.sha256(content).digest()
+    counters = lab.query(2, "counters", Counters)
+    assert counters.closing, "the relay saw both FINs pass"
+    assert counters.counters["forwarded"] == counters.counters["packets_in"]
+    drops = {name for name in counters.counters if name.startswith("drop_")}
+    assert not drops
+
+
+def test_udp_crosses_without_loss_at_a_modest_rate(lab: AgentLab) -> None:
+    server = serve(lab, 3, "iperf3", "-s", "-B", "10.77.0.3")
+    try:
+        wait_for_port(lab, 3, 5201)
+        argv = ("iperf3", "-c", "10.77.0.3", "-u", "-b", "5M", "-l", "1200", "-t", "2", "-J")
+        report = json.loads(lab.run(1, *argv))
+    finally:
+        server.kill()
+        server.wait()
+    assert report["end"]["sum"]["lost_packets"] == 0
+    assert report["end"]["sum"]["packets"] > 900
+
+
+def test_first_packets_are_told_at_once(lab: AgentLab) -> None:
+    lab.run(1, "ping", "-c", "1", "10.77.0.3")
+    lab.query(2, "counters", Counters)
+    told = [
+        (m.fields["direction"], m.fields["reply"], m.fields["next_hop"])
+        for m in lab.messages[2]
+        if isinstance(m, AgentEvent) and m.name == "first-packet"
+    ]
+    assert sorted(told, key=str) == [
+        ("forwarded", False, 3),
+        ("forwarded", True, 1),
+        ("in", False, None),
+        ("in", True, None),
+    ]
+
+
+def test_another_table_takes_effect_and_no_route_is_told(lab: AgentLab) -> None:
+    empty = lab.table(2, version=8).to_json() | {"routes": {}}
+    lab.send(2, InstallTable(empty))
+    with pytest.raises(AssertionError, match="100% packet loss"):
+        lab.run(1, "ping", "-c", "1", "-W", "1", "10.77.0.3")
+    counters = lab.query(2, "counters", Counters).counters
+    assert counters["drop_no_route"] >= 1
+    assert any(isinstance(m, AgentEvent) and m.name == "no-route" for m in lab.messages[2])
+    lab.send(2, InstallTable(lab.table(2, version=9).to_json()))
+    lab.run(1, "ping", "-c", "1", "10.77.0.3")
+    newest = lab.query(3, "traces", Traces).traces[-1]
+    assert [r.table_version for r in Packet.parse_trace(bytes.fromhex(newest)).records] == [7, 9, 7]
+
+
+def test_no_room_in_the_mtu_is_flagged_and_the_packet_arrives() -> None:
+    # 1300 + 40 + 28 fits 1400 with the first record exactly, and with no second one.
+    with AgentLab(3, link_mtu=1400, overlay_mtu=1300) as lab:
+        lab.run(1, "ping", "-c", "1", "-s", "1272", "-M", "do", "10.77.0.3")
+        newest = Packet.parse_trace(bytes.fromhex(lab.query(3, "traces", Traces).traces[-1]))
+        assert newest.header.flag_names() == ["mtu"]
+        assert [record.node for record in newest.records] == [1, 3]
+
+
+def test_an_idle_agent_sleeps(lab: AgentLab) -> None:
+    lab.query(2, "counters", Counters)
+    time.sleep(1.2)
+    pids = subprocess.run(
+        ["ip", "netns", "pids", lab.guest(2)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    before = [Path(f"/proc/{pid}/stat").read_text().split()[13:15] for pid in pids]
+    time.sleep(1)
+    after = [Path(f"/proc/{pid}/stat").read_text().split()[13:15] for pid in pids]
+    assert before == after

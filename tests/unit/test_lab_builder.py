@@ -1,0 +1,203 @@
+"""Up, down and gc on real namespaces and links, with stand-ins for orchestrators and libvirt."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fabric.errors import Conflict, EnvironmentFault
+from fabric.host import netns
+from fabric.host.domain_xml import OwnerMark
+from fabric.host.hypervisor_fake import FakeHypervisor
+from fabric.host.netlink import Netlink
+from fabric.lab import builder, gc, names, state
+from tests.unit import lab_samples
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces"),
+]
+
+LAB = f"ut{os.getpid() % 100000}"
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "run"
+    yield directory
+    machine = lab_samples.machine(tmp_path)
+    for lab in state.recorded_labs(directory):
+        builder.down(lab, directory, machine)
+
+
+def ours(lab: str = LAB) -> list[str]:
+    """Everything on this machine that bears the lab's name or tag."""
+    with Netlink() as root:
+        links = [x.name for x in root.list_links() if x.alias.startswith(f"fabric:{lab}:")]
+    return links + [name for name in netns.list_netns() if name.startswith(f"fabric-{lab}-")]
+
+
+def in_host(host: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = ["ip", "netns", "exec", names.namespace_name(LAB, host), *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def rtt_ms(host: str, address: str) -> float:
+    """Smallest round trip of a few pings."""
+    result = in_host(host, "ping", "-c", "4", "-i", "0.05", "-W", "5", address)
+    match = re.search(r"= ([\d.]+)/", result.stdout)
+    assert match, result.stdout + result.stderr
+    return float(match[1])
+
+
+def test_up_wires_hosts_and_down_leaves_nothing(tmp_path: Path, run_dir: Path) -> None:
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path)
+    steps: list[str] = []
+    report = builder.up(spec, machine, steps.append)
+    assert len(report.changed) == len(builder.parts(state.LabState(spec), machine))
+    assert rtt_ms("h1", "172.31.0.1") >= 10.0  # twice the 5 ms of the impaired link
+    assert rtt_ms("h2", "172.31.0.3") < 5.0  # a plain one
+    assert in_host("h1", "ping", "-c", "1", "-s", "8972", "-M", "do", "172.31.0.1").returncode == 0
+    assert "guests" in in_host("h1", "ip", "-br", "link").stdout
+    hosts = tmp_path / "netns" / names.namespace_name(LAB, "h1") / "hosts"
+    assert "10.77.0.3 h3" in hosts.read_text()
+
+    builder.down(LAB, run_dir, machine)
+    assert ours() == []
+    assert not run_dir.exists()
+    assert not hosts.parent.exists()
+
+
+def test_second_up_changes_nothing(tmp_path: Path, run_dir: Path) -> None:
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path)
+    builder.up(spec, machine)
+    before = state.require(run_dir, LAB).processes
+    assert builder.plan(spec, machine).changed == ()
+    assert builder.up(spec, machine).changed == ()
+    assert state.require(run_dir, LAB).processes == before
+
+
+def test_up_repairs_what_is_missing(tmp_path: Path, run_dir: Path) -> None:
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path)
+    builder.up(spec, machine)
+    os.kill(state.require(run_dir, LAB).processes["h2"].pid, signal.SIGKILL)
+    while state.require(run_dir, LAB).processes["h2"].is_alive():
+        pass
+    assert builder.up(spec, machine).changed == ("orchestrator of h2",)
+    with Netlink(names.namespace_name(LAB, "h1")) as h1:
+        h1.delete_link("to-h2")
+    changed = builder.up(spec, machine).changed
+    assert "link h1 -- h2" in changed
+    assert "link emulator" in changed
+    assert rtt_ms("h1", "172.31.0.1") >= 10.0
+    assert builder.up(spec, machine).changed == ()
+
+
+def test_dry_run_makes_nothing(tmp_path: Path, run_dir: Path) -> None:
+    plan = builder.plan(lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path))
+    assert f"namespace fabric-{LAB}-h1" in plan.changed
+    assert ours() == []
+    assert not run_dir.exists()
+
+
+def test_same_name_from_another_file_is_a_conflict(tmp_path: Path, run_dir: Path) -> None:
+    machine = lab_samples.machine(tmp_path)
+    builder.up(lab_samples.spec(run_dir, LAB), machine)
+    with pytest.raises(Conflict, match="another file"):
+        builder.up(lab_samples.spec(run_dir, LAB, path="/labs/other.yaml"), machine)
+    with pytest.raises(Conflict, match="earlier version"):
+        builder.up(lab_samples.spec(run_dir, LAB, latency_us=1), machine)
+    assert builder.up(lab_samples.spec(run_dir, LAB), machine).changed == ()
+
+
+def test_foreign_interface_is_a_conflict_and_survives(tmp_path: Path, run_dir: Path) -> None:
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path)
+    with Netlink() as root:
+        root.create_bridge(spec.hosts[0].bridge, alias="somebody else's")
+        try:
+            with pytest.raises(Conflict, match=spec.hosts[0].bridge):
+                builder.up(spec, machine)
+            assert ours() == []
+            assert root.exists(spec.hosts[0].bridge)
+        finally:
+            root.delete_link(spec.hosts[0].bridge)
+
+
+def test_failing_orchestrator_rolls_everything_back(tmp_path: Path, run_dir: Path) -> None:
+    spec = lab_samples.spec(run_dir, LAB, ("h1", "h2-refuse"))
+    with pytest.raises(EnvironmentFault, match="this host refuses to start"):
+        builder.up(spec, lab_samples.machine(tmp_path))
+    assert ours() == []
+    assert not run_dir.exists()
+
+
+def test_two_labs_side_by_side(tmp_path: Path, run_dir: Path) -> None:
+    machine, other = lab_samples.machine(tmp_path), f"{LAB}b"
+    builder.up(lab_samples.spec(run_dir, LAB), machine)
+    builder.up(lab_samples.spec(run_dir, other), machine)
+    builder.down(other, run_dir, machine)
+    assert ours(other) == []
+    assert rtt_ms("h1", "172.31.0.1") >= 10.0
+
+
+def test_down_ends_programs_and_guests_and_works_half_gone(tmp_path: Path, run_dir: Path) -> None:
+    hypervisor = FakeHypervisor()
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path, hypervisor)
+    builder.up(spec, machine)
+    hypervisor.domains = {
+        f"fabric-{LAB}-h1-g1": OwnerMark(LAB, "h1", 1, 1, 0),
+        "fabric-other-h1-g1": OwnerMark("other", "h1", 1, 1, 0),
+    }
+    namespace = names.namespace_name(LAB, "h3")
+    inside = subprocess.Popen(["ip", "netns", "exec", namespace, "sleep", "600"])
+    bystander = subprocess.Popen(["sleep", "600"])
+    netns.delete_netns(names.namespace_name(LAB, "h2"))
+    try:
+        builder.down(LAB, run_dir, machine)
+        assert inside.wait(timeout=10) != 0
+        assert bystander.poll() is None
+    finally:
+        inside.kill()
+        bystander.kill()
+        inside.wait()
+        bystander.wait()
+    assert ours() == []
+    assert list(hypervisor.domains) == ["fabric-other-h1-g1"]
+    assert builder.down(LAB, run_dir, machine).changed == ()
+
+
+def test_gc_removes_the_remains_of_a_dead_lab_only(tmp_path: Path, run_dir: Path) -> None:
+    hypervisor = FakeHypervisor()
+    machine = lab_samples.machine(tmp_path, hypervisor)
+    alive = f"{LAB}b"
+    # Other labs may run on this machine, recorded elsewhere: they are none of this test's business.
+    mine = frozenset({LAB, alive})
+    builder.up(lab_samples.spec(run_dir, LAB), machine)
+    builder.up(lab_samples.spec(run_dir, alive), machine)
+    hypervisor.domains = {
+        f"fabric-{LAB}-h1-g1": OwnerMark(LAB, "h1", 1, 1, 0),
+        f"fabric-{alive}-h1-g1": OwnerMark(alive, "h1", 1, 1, 0),
+    }
+    # Orchestrators and emulator die without a word, and the record is lost.
+    for process in state.require(run_dir, LAB).processes.values():
+        os.kill(process.pid, signal.SIGKILL)
+    state.record_path(run_dir, LAB).unlink()
+    kept = ours(alive)
+    found = gc.collect(run_dir, machine, dry_run=True, only=mine)
+    assert {leftover.lab for leftover in found} == {LAB}
+    assert {leftover.kind for leftover in found} == {
+        "domain", "namespace", "link", "file", "directory",
+    }
+    assert ours() != []
+    gc.collect(run_dir, machine, only=mine)
+    assert ours() == []
+    assert ours(alive) == kept
+    assert list(hypervisor.domains) == [f"fabric-{alive}-h1-g1"]
+    assert gc.collect(run_dir, machine, only=mine) == []
+    assert builder.up(lab_samples.spec(run_dir, alive), machine).changed == ()

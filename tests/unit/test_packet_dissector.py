@@ -1,0 +1,93 @@
+"""The Wireshark dissector, an implementation of its own, reads the published vectors as we do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+VECTORS = json.loads((ROOT / "tests/vectors/packets.json").read_text())
+HEADER = [
+    "flags",
+    "protocol",
+    "hop_limit",
+    "payload_length",
+    "hop_count",
+    "payload_type",
+    "connection",
+    "source",
+    "destination",
+    "sequence",
+    "key_id",
+]
+RECORD = [
+    "node",
+    "guest",
+    "ingress_interface",
+    "egress_interface",
+    "received_at_us",
+    "residence_us",
+    "queue_depth",
+    "table_version",
+    "spawn_ms",
+]
+
+pytestmark = pytest.mark.skipif(not shutil.which("tshark"), reason="tshark is not installed")
+
+
+def capture(datagrams: list[bytes]) -> bytes:
+    """A pcap file (link type raw IPv4) of UDP datagrams to the underlay port."""
+    frames = [struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 228)]
+    for number, datagram in enumerate(datagrams):
+        udp = struct.pack(">HHHH", 7704, 7704, 8 + len(datagram), 0) + datagram
+        ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), number, 0, 64, 17, 0)
+        frame = ip + bytes([172, 31, 0, 1, 172, 31, 0, 2]) + udp
+        frames.append(struct.pack("<IIII", number, 0, len(frame), len(frame)) + frame)
+    return b"".join(frames)
+
+
+def dissect(datagrams: list[bytes], path: Path) -> list[dict[str, Any]]:
+    path.write_bytes(capture(datagrams))
+    argv = [
+        "tshark",
+        "-r",
+        str(path),
+        "-X",
+        f"lua_script:{ROOT / 'docs/fabric.lua'}",
+        "-T",
+        "fields",
+    ]
+    names = [f"fabric.{n}" for n in HEADER] + [f"fabric.record.{n}" for n in RECORD]
+    names += ["_ws.expert.message", "fabric.payload", "udp.dstport"]
+    argv += ["-E", "separator=|", "-E", "occurrence=a"]
+    argv += [word for name in names for word in ("-e", name)]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    rows = [line.split("|") for line in result.stdout.splitlines()]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def test_the_dissector_agrees_on_every_vector(tmp_path: Path) -> None:
+    rows = dissect([bytes.fromhex(v["datagram"]) for v in VECTORS], tmp_path / "vectors.pcap")
+    assert len(rows) == len(VECTORS)
+    for vector, row in zip(VECTORS, rows, strict=True):
+        if "error" in vector:
+            assert row["_ws.expert.message"], vector["name"]
+            continue
+        for name in HEADER:
+            told = int(row[f"fabric.{name}"], 0)
+            assert told == vector["header"][name], (vector["name"], name)
+        assert row["fabric.payload"].replace(":", "") == vector["payload"]
+        for name in RECORD:
+            values = [int(v, 0) for v in row[f"fabric.record.{name}"].split(",") if v]
+            assert values == [record[name] for record in vector["records"]], vector["name"]
+
+
+def test_the_inner_packet_is_dissected_too(tmp_path: Path) -> None:
+    (row,) = dissect([bytes.fromhex(VECTORS[0]["datagram"])], tmp_path / "one.pcap")
+    assert row["udp.dstport"] == "7704,53"

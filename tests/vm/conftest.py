@@ -1,0 +1,43 @@
+"""Labs on real guests. Everything a test brings up is taken down and proven gone."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.vm.lab import FABRIC, ROOT, Lab
+
+VM_TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if VM_TESTS in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+
+
+@contextmanager
+def lab(name: str, text: str, directory: Path, *options: str) -> Iterator[Lab]:
+    """Bring up a topology given as text under another name; take it down and look for remains."""
+    file = directory / f"{name}.yaml"
+    file.write_text(text.replace(text.split("name: ", 1)[1].split("\n", 1)[0], name, 1))
+    made = Lab(name, file)
+    try:
+        made.fabric("up", str(file), *options)
+        yield made
+    finally:
+        subprocess.run([FABRIC, "down", "--lab", name], check=True, timeout=300)
+        assert made.domains() == []
+        assert made.namespaces() == []
+
+
+@pytest.fixture(scope="session")
+def diamond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """examples/diamond.yaml under a name of its own."""
+    text = (ROOT / "examples/diamond.yaml").read_text()
+    with lab("claim", text, tmp_path_factory.mktemp("claim"), "--idle-timeout", "40") as made:
+        yield made
