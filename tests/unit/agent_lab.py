@@ -35,10 +35,18 @@ def ip(*words: str, ns: str = "") -> None:
 class AgentLab:
     """A line of nodes 1…n carrying one connection between their ends. Use as a context manager."""
 
-    def __init__(self, nodes: int, link_mtu: int = 9000, overlay_mtu: int = 1400) -> None:
+    def __init__(
+        self,
+        nodes: int,
+        link_mtu: int = 9000,
+        overlay_mtu: int = 1400,
+        zipapp: Path | None = None,
+    ) -> None:
+        """``zipapp``: the pushed form of the agent; None runs it from the sources."""
         self.nodes = nodes
         self.link_mtu = link_mtu
         self.overlay_mtu = overlay_mtu
+        self.zipapp = zipapp
         self.prefix = f"fagent{os.getpid()}n{next(_LABS)}"
         self.messages: dict[int, list[Message]] = {}
         self._sockets: dict[int, socket.socket] = {}
@@ -146,11 +154,15 @@ class AgentLab:
         ours, theirs = socket.socketpair()
         self._stack.callback(ours.close)
         ours.settimeout(0.2)
-        python = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); "]
-        python[-1] += "from fabric.agent.main import main; main(sys.argv[1:])"
+        python = [sys.executable, "-I", "-S"]
+        if self.zipapp:
+            python += [str(self.zipapp)]
+        else:
+            start = "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+            python += ["-c", start + "from fabric.agent.main import main; main()", str(ROOT)]
         process = subprocess.Popen(
             [
-                *("ip", "netns", "exec", self.guest(node), *python, str(ROOT)),
+                *("ip", "netns", "exec", self.guest(node), *python),
                 *("--control", f"fd:{theirs.fileno()}"),
             ],
             pass_fds=[theirs.fileno()],
@@ -180,6 +192,10 @@ class AgentLab:
                     return message
             assert data, f"agent {node} is gone"
         raise AssertionError(f"agent {node}: no {kind.__name__}; had {self.messages[node]}")
+
+    def hang_up(self, node: int) -> None:
+        """Close the host's end of a control channel."""
+        self._sockets[node].close()
 
     def _drain(self, node: int) -> None:
         # Reports that came unasked must not pass for the answer.

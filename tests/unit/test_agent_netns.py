@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from fabric.host.bundle import build_bundle
+from fabric.routing.policy import ApplicationFacts
 from fabric.wire.control import AgentEvent, Counters, Hello, InstallTable, Ready, Traces
+from fabric.wire.inner import FiveTuple
 from fabric.wire.packet import FLAG_REPLY, Packet
 from tests.unit.agent_lab import CONNECTION, AgentLab
 
@@ -149,13 +152,48 @@ def test_no_room_in_the_mtu_is_flagged_and_the_packet_arrives() -> None:
         assert [record.node for record in newest.records] == [1, 3]
 
 
+def test_the_pushed_zip_application_runs_and_knows_its_digest(tmp_path: Path) -> None:
+    bundle = build_bundle()
+    (tmp_path / "agent.pyz").write_bytes(bundle.data)
+    with AgentLab(2, zipapp=tmp_path / "agent.pyz") as lab:
+        hello = lab.messages[1][0]
+        assert isinstance(hello, Hello)
+        assert hello.digest == bundle.digest
+        lab.run(1, "ping", "-c", "1", "10.77.0.2")
+
+
+def test_the_ingress_selects_by_facts_and_policy(lab: AgentLab) -> None:
+    flow = FiveTuple(4, 6, "10.77.0.1", 40000, "10.77.0.3", 22)
+    facts = ApplicationFacts(flow=flow, executable="/usr/bin/ssh").to_json()
+    policy = {"rules": [{"name": "shell", "match": {"executable": "*/ssh"}, "need": "low-latency"}]}
+    lab.send(1, lab.configure(1, facts=facts, policy=policy, protocol=None))
+    ready = lab.wait(1, Ready)
+    assert (ready.protocol, ready.protocol_name, ready.rule) == (1, "low-latency", "shell")
+    assert " 0% packet loss" in lab.run(1, "ping", "-c", "1", "10.77.0.3")
+
+
+def busy_ticks(lab: AgentLab, node: int) -> int:
+    """Clock ticks (10 ms) of CPU an agent used within a second."""
+    argv = ["ip", "netns", "pids", lab.guest(node)]
+    pids = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+    assert pids
+
+    def used() -> int:
+        stats = [Path(f"/proc/{pid}/stat").read_text().split()[13:15] for pid in pids]
+        return sum(int(ticks) for pair in stats for ticks in pair)
+
+    before = used()
+    time.sleep(1)
+    return used() - before
+
+
 def test_an_idle_agent_sleeps(lab: AgentLab) -> None:
     lab.query(2, "counters", Counters)
     time.sleep(1.2)
-    pids = subprocess.run(
-        ["ip", "netns", "pids", lab.guest(2)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    before = [Path(f"/proc/{pid}/stat").read_text().split()[13:15] for pid in pids]
-    time.sleep(1)
-    after = [Path(f"/proc/{pid}/stat").read_text().split()[13:15] for pid in pids]
-    assert before == after
+    assert busy_ticks(lab, 2) == 0
+
+
+def test_an_agent_without_its_host_forwards_and_does_not_spin(lab: AgentLab) -> None:
+    lab.hang_up(2)
+    assert " 0% packet loss" in lab.run(1, "ping", "-c", "2", "-i", "0.05", "10.77.0.3")
+    assert busy_ticks(lab, 2) <= 5

@@ -132,6 +132,14 @@ def test_a_full_trace_is_flagged_and_left_whole() -> None:
     assert after.payload == full.payload
 
 
+def test_the_documented_vector_is_the_first_published_one() -> None:
+    page = (VECTORS.parent.parent.parent / "docs" / "wire-format.md").read_text()
+    lines = page.rsplit("```", 2)[1].split("\n")
+    words = [word for line in lines for word in line.split()]
+    shown = "".join(word for word in words if word not in ("header", "payload", "record"))
+    assert shown == json.loads(VECTORS.read_text())[0]["datagram"]
+
+
 def test_the_published_vectors_hold() -> None:
     """docs/wire-format.md shows these; other implementations may use them."""
     for vector in json.loads(VECTORS.read_text()):

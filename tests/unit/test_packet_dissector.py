@@ -11,32 +11,13 @@ from typing import Any
 
 import pytest
 
+from fabric.wire.packet import Packet
+
 ROOT = Path(__file__).parent.parent.parent
 VECTORS = json.loads((ROOT / "tests/vectors/packets.json").read_text())
-HEADER = [
-    "flags",
-    "protocol",
-    "hop_limit",
-    "payload_length",
-    "hop_count",
-    "payload_type",
-    "connection",
-    "source",
-    "destination",
-    "sequence",
-    "key_id",
-]
-RECORD = [
-    "node",
-    "guest",
-    "ingress_interface",
-    "egress_interface",
-    "received_at_us",
-    "residence_us",
-    "queue_depth",
-    "table_version",
-    "spawn_ms",
-]
+FIRST = Packet.parse(bytes.fromhex(VECTORS[0]["datagram"]))
+HEADER = [name for name in FIRST.header.names if name != "length"]
+RECORD = FIRST.records[0].names
 
 pytestmark = pytest.mark.skipif(not shutil.which("tshark"), reason="tshark is not installed")
 
