@@ -187,16 +187,18 @@ def _roll_back(lab: LabState, made: list[Resource], world: World, *, keep_record
 
 
 def _remove(every: list[Resource], world: World, progress: Progress) -> list[str]:
-    removed = []
-    for part in every:
-        part.retire(world)
+    ours, removed = [], []
     for part in every:
         try:
             if part.present(world):
-                progress(part.label)
                 removed.append(part.label)
         except FabricError:
             continue  # somebody else's: not to be touched
+        ours.append(part)
+    for part in ours:
+        part.retire(world)
+    for part in ours:
+        progress(part.label)
         try:
             # Also when not "present": half of it may be.
             part.remove(world)

@@ -121,7 +121,7 @@ class AgentLab:
             ip("addr", "add", address, "dev", f"u{peer}", ns=self.guest(node))
 
     def table(self, node: int, version: int = 7) -> ForwardingTable:
-        entries = {}
+        entries: dict[tuple[int, int], tuple[NextHop, ...]] = {}
         for destination in range(1, self.nodes + 1):
             if destination != node:
                 peer = node + 1 if destination > node else node - 1

@@ -63,7 +63,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, A
     monkeypatch.delenv("FABRIC_LAB", raising=False)
     spec = lab_samples.spec(tmp_path)
     LabState(spec, UP).save()
-    documents = {
+    documents: dict[str, dict[str, Any]] = {
         "h1": {
             "/v1/connections": [view(B, "ingress", 9), view(A, "ingress", 1)],
             "/v1/traces": [trace(A, 30, 1)],

@@ -122,6 +122,7 @@ def test_replies_take_the_protocol_learned_from_the_packets_they_answer() -> Non
         (2, b"\x2a" + datagram()[1:], "malformed"),
         (2, b"\x00" + datagram(hops=(), inner=b"")[1:], "malformed"),
         (2, b"\x1f" + datagram(hops=(), inner=b"")[1:], "malformed"),
+        (2, b"\x2f" + datagram(hops=(), inner=b"")[1:] + bytes(20), "malformed"),
         (2, datagram(flags=packet.FLAG_AUTHENTICATED, hops=()), "authentication"),
     ],
 )
