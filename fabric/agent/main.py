@@ -17,6 +17,7 @@ from fabric.agent.session import Session
 from fabric.agent.tun import Tun
 from fabric.agent.udp import Underlay
 from fabric.wire.control import AgentEvent, Configure, Counters, Hello, InstallTable, Query, Traces
+from fabric.wire.packet import PORT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Agent:
         self._channel = channel
         self._tun = tun
         self._clock = clock
-        self._underlay: Underlay | None = None
+        self._underlay = Underlay(PORT)  # already bound when a template is saved
         self._session: Session | None = None
         self._poll = select.epoll()
         self._poll.register(channel, _READ)
@@ -74,12 +75,12 @@ class Agent:
             for ready, _ in self._poll.poll(self._timeout()):
                 if ready == channel:
                     self._on_channel()
-                elif self._session is None or self._underlay is None:
-                    continue
+                elif self._session is None:
+                    continue  # not registered before; for the type checker
                 elif ready == tun:
                     self._on_application(self._session)
                 else:
-                    self._on_underlay(self._session, self._underlay)
+                    self._on_underlay(self._session)
             self._on_timer()
 
     def _timeout(self) -> float | None:
@@ -96,9 +97,9 @@ class Agent:
         actions = session.forwarder.from_application(burst, now, len(burst))
         self._perform(session, actions, now)
 
-    def _on_underlay(self, session: Session, underlay: Underlay) -> None:
+    def _on_underlay(self, session: Session) -> None:
         now = self._clock.now_us()
-        burst = underlay.receive_burst()
+        burst = self._underlay.receive_burst()
         actions = session.forwarder.from_underlay(burst, now, len(burst))
         self._perform(session, actions, now)
 
@@ -112,9 +113,8 @@ class Agent:
 
     def _perform(self, session: Session, actions: Actions, read_at_us: int) -> None:
         actions.stamp(self._clock.now_us() - read_at_us)
-        if self._underlay is not None:
-            for batch in actions.batches:
-                self._underlay.send(batch)
+        for batch in actions.batches:
+            self._underlay.send(batch)
         if actions.deliveries:
             self._tun.write_burst(actions.deliveries)
         # News comes after the packets: nobody waits for it.
@@ -168,25 +168,22 @@ class Agent:
         session = Session.begin(message, self._clock.now_us())
         with RouteNetlink() as network:
             network.set_mtu(self._tun.name, message.overlay_mtu)
-        if self._underlay is None or self._underlay.port != message.port:
-            self._listen(message.port)
+        if self._session is not None:
+            self._poll.unregister(self._underlay)
+        if self._underlay.port != message.port:
+            self._underlay.close()
+            self._underlay = Underlay(message.port)
+        self._poll.register(self._underlay, _READ)
         if self._session is None:
             self._poll.register(self._tun, _READ)
         self._session = session
         self._channel.send(session.ready())
 
-    def _listen(self, port: int) -> None:
-        if self._underlay is not None:
-            self._poll.unregister(self._underlay)
-            self._underlay.close()
-        self._underlay = Underlay(port)
-        self._poll.register(self._underlay, _READ)
-
     def _report(self, session: Session) -> None:
         forwarder = session.forwarder
         lost = {
             "drop_tun": self._tun.lost,
-            "drop_underlay": self._underlay.lost if self._underlay else 0,
+            "drop_underlay": self._underlay.lost,
         }
         counters = forwarder.counters | {name: count for name, count in lost.items() if count}
         self._channel.send(Counters(counters, forwarder.last_activity_us, forwarder.closing))
@@ -202,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # argparse costs 60 ms to import under emulation; three options do not need it.
     for name, value in zip(words[::2], words[1::2], strict=False):
         if name not in options:
-            print(f"agent: unknown option {name}; known: {', '.join(options)}", file=sys.stderr)
+            sys.stderr.write(f"agent: unknown option {name}; known: {', '.join(options)}\n")
             return 2
         options[name] = value
     channel = Channel(options["--control"])

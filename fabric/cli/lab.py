@@ -14,9 +14,9 @@ from fabric.cli import context
 from fabric.cli.context import LabOption
 from fabric.cli.output import Format, OutputOption, emit_json, emit_table, note, say
 from fabric.errors import FabricError, UserError
+from fabric.host.config import TIERS
 
 FileArgument = Annotated[Path, typer.Argument(help="Topology file (YAML).")]
-TIERS = ("cold", "template", "prepared", "warm")
 
 
 def register(app: typer.Typer) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 
 from fabric.errors import ConfigError
 
+TIERS = ("cold",)
+"""Spawn tiers a guest can come from."""
+
 # Room for about a thousand guests per host: a Linux bridge has 1024 ports.
 DEFAULT_GUEST_SUBNET = "100.115.0.0/22"
 

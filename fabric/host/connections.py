@@ -44,11 +44,11 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class HeldPacket:
-    """A packet waiting for a guest: an application's (``upstream`` None) or a neighbour's datagram."""
+    """A packet waiting for a guest: an application's, or a neighbour's datagram."""
 
     data: bytes
     upstream: str | None = None
-    """Underlay address of the neighbour that sent the datagram."""
+    """Underlay address of the neighbour that sent the datagram; None: an application's packet."""
 
 
 @dataclass

@@ -53,7 +53,7 @@ class GuestEvent(Enum):
     """The hypervisor proved that nothing is left."""
 
 
-class IllegalTransition(FabricError):  # noqa: N818 - like the rest of the error tree
+class IllegalTransition(FabricError):
     """A defect of the fabric itself: an event in a state that cannot have it."""
 
 

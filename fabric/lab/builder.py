@@ -16,7 +16,7 @@ from pathlib import Path
 from fabric.errors import ConfigError, EnvironmentFault, FabricError
 from fabric.host.hypervisor import Hypervisor
 from fabric.lab import names, preflight, state
-from fabric.lab.daemons import ORCHESTRATOR, Daemon, Emulator, Orchestrator
+from fabric.lab.daemons import ORCHESTRATOR, Daemon, Emulator, Orchestrator, Service
 from fabric.lab.links import Link
 from fabric.lab.names import Owner
 from fabric.lab.resources import ConfigFile, GuestBridge, HostsFile, Namespace, Resource
@@ -77,6 +77,7 @@ def parts(lab: LabState, machine: Machine) -> list[Resource]:
     if spec.impaired_links:
         found.append(Emulator(lab, spec))
     found += [Orchestrator(lab, host, machine.orchestrator) for host in spec.hosts]
+    found += [Service(lab, service) for service in spec.services]
     return found
 
 

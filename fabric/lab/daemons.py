@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from fabric.lab import names, processes, state
 from fabric.lab.client import HostClient
 from fabric.lab.emulator import ImpairedLink
 from fabric.lab.resources import Resource
-from fabric.lab.spec import LabSpec
+from fabric.lab.spec import LabSpec, ServiceSpec
 from fabric.lab.state import LabState
 from fabric.lab.world import World
 
@@ -130,6 +131,48 @@ class Orchestrator(Daemon):
     def _destroy_guests(self, world: World) -> None:
         for domain in world.hypervisor.list_owned(self._host.lab, self._host.host):
             world.hypervisor.destroy(domain.name)
+
+
+class Service(Daemon):
+    """A program of the topology file, inside its host's namespace.
+
+    It finds a directory of its own in FABRIC_SERVICE_DIR, removed with the lab, and starts in the
+    directory of the topology file.
+    """
+
+    def __init__(self, lab: LabState, service: ServiceSpec) -> None:
+        directory = lab.spec.run_dir / service.host
+        super().__init__(lab, service.host, directory / f"{service.name}.log")
+        self._key = f"{service.host}/{service.name}"
+        self._service = service
+        self._directory = directory / f"{service.name}.service"
+        self._start_in = Path(lab.spec.path).parent
+        self.label = f"service {service.name} of {service.host}"
+
+    def create(self, world: World) -> None:
+        self.remove(world)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._record(
+            processes.start_in_namespace(
+                self._namespace,
+                self._service.command,
+                self.log,
+                start_in=self._start_in,
+                environment={"FABRIC_SERVICE_DIR": str(self._directory)},
+            )
+        )
+
+    def settle(self, world: World) -> None:
+        """A command that cannot even start is the file's mistake, and said now."""
+        if not self._running():
+            raise self._failed("ended at its start")
+
+    def remove(self, world: World) -> None:
+        process = self._lab.processes.get(self._key)
+        if process is not None:
+            processes.end(process)
+        self._forget()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Emulator(Daemon):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from fabric.host.config import Limits
+from fabric.host.config import TIERS, Limits
 from fabric.routing.topology import MAX_COST
 from fabric.wire.packet import HEADER_SIZE, UNDERLAY_OVERHEAD
 
@@ -22,6 +23,8 @@ MAX_LAB_NAME = 16
 """Characters: lab and host names together make namespace names, domain names and socket paths."""
 MAX_HOST_NAME = 12
 """Characters: ``to-HOST`` must fit in an interface name of 15."""
+MAX_SERVICE_NAME = 24
+"""Characters: it becomes the name of a log file."""
 MIN_OVERLAY_MTU = 1280
 """Bytes: what IPv6 demands of every link (RFC 8200 section 5)."""
 MIN_LINK_MTU = MIN_OVERLAY_MTU + UNDERLAY_OVERHEAD + HEADER_SIZE
@@ -37,7 +40,6 @@ _SECONDS = {"us": Decimal("1e-6"), "µs": Decimal("1e-6"), "ms": Decimal("1e-3")
 _SECONDS |= {"m": Decimal(60), "min": Decimal(60)}
 _BITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9, "tbit": 10**12}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-TIERS = ("cold", "template", "prepared", "warm")
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,23 @@ def _parse_prefixes(value: object) -> tuple[str, ...]:
     return tuple(str(parse_network(item)) for item in value)
 
 
+def _parse_services(value: object) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must map names to commands, not {quoted(value)}")  # noqa: TRY004
+    found = {}
+    parse_name = name_parser("service", MAX_SERVICE_NAME)
+    for key, command in value.items():
+        words = shlex.split(command) if isinstance(command, str) else command
+        plain = isinstance(words, list) and all(isinstance(w, (str, int, float)) for w in words)
+        if not plain or not words:
+            raise ValueError(
+                f"{quoted(key)}: must be a command such as [python3, -m, http.server], "
+                f"not {quoted(command)}"
+            )
+        found[parse_name(key)] = tuple(str(word) for word in words)
+    return found
+
+
 def _parse_rate(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
         raise ValueError(f"must be a number above zero, not {quoted(value)}")
@@ -224,5 +243,18 @@ HOST_FIELDS: dict[str, Field] = {
     "guest_subnet": network_of(4, 8, "100.115.0.0/22"),
     "announce": Field(parse_boolean, {"type": "boolean"}),
     "spawning": Field(parse_boolean, {"type": "boolean"}),
+    "services": Field(
+        _parse_services,
+        {
+            "type": "object",
+            "propertyNames": {"pattern": f"^{NAME_PATTERN}$", "maxLength": MAX_SERVICE_NAME},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    {"type": "array", "items": {"type": ["string", "number"]}, "minItems": 1},
+                ]
+            },
+        },
+    ),
 }
 """Options of a host; ``limits`` and ``policy`` are mappings of their own."""

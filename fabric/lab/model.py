@@ -51,6 +51,8 @@ class HostModel:
     guest_subnet: str | None = None
     announce: bool | None = None
     spawning: bool | None = None
+    services: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Programs that run on the host as long as the lab is up: name → command."""
 
     @property
     def all_prefixes(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fabric.errors import EnvironmentFault, ToolMissing
@@ -32,21 +32,29 @@ def identify(pid: int) -> Process | None:
 
 
 def start_in_namespace(
-    namespace: str, argv: Sequence[str], log: Path, *, pass_fds: Sequence[int] = ()
+    namespace: str,
+    argv: Sequence[str],
+    log: Path,
+    *,
+    pass_fds: Sequence[int] = (),
+    start_in: Path = Path("/"),
+    environment: Mapping[str, str] | None = None,
 ) -> Process:
     """Start a daemon inside a namespace, in a session of its own, output appended to ``log``.
 
     ``ip netns exec`` replaces itself by the program (the pid stays) and mounts the namespace's
     /etc/netns files, which setns alone would not. Raises ToolMissing.
     """
+    added = [f"{name}={value}" for name, value in (environment or {}).items()]
+    variables = ["env", *added] if added else []
     with log.open("ab") as output:
         try:
             child = subprocess.Popen(
-                ["ip", "netns", "exec", namespace, *argv],
+                ["ip", "netns", "exec", namespace, *variables, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                cwd="/",  # not the caller's: `python -m` would import from there
+                cwd=start_in,  # not the caller's: `python -m` would import from there
                 start_new_session=True,
                 pass_fds=tuple(pass_fds),
             )

@@ -85,6 +85,19 @@ class LinkSpec:
 
 
 @dataclass(frozen=True)
+class ServiceSpec:
+    """A program that runs on a host as long as the lab is up."""
+
+    host: str
+    name: str
+    command: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ServiceSpec:
+        return cls(data["host"], data["name"], tuple(data["command"]))
+
+
+@dataclass(frozen=True)
 class LabSpec:
     """A lab, resolved."""
 
@@ -93,6 +106,7 @@ class LabSpec:
     """Absolute path of the topology file."""
     hosts: tuple[HostConfig, ...]
     links: tuple[LinkSpec, ...]
+    services: tuple[ServiceSpec, ...] = ()
 
     @classmethod
     def from_model(cls, model: LabModel, options: Options) -> LabSpec:
@@ -113,7 +127,12 @@ class LabSpec:
             )
         document = topology.to_json()
         hosts = tuple(_host_config(model, host, document, options) for host in model.hosts)
-        return cls(model.name, str(Path(model.path).resolve()), hosts, tuple(links))
+        services = tuple(
+            ServiceSpec(host.name, name, command)
+            for host in model.hosts
+            for name, command in host.services.items()
+        )
+        return cls(model.name, str(Path(model.path).resolve()), hosts, tuple(links), services)
 
     @property
     def digest(self) -> str:
@@ -153,6 +172,7 @@ class LabSpec:
             "path": self.path,
             "hosts": [host.to_json() for host in self.hosts],
             "links": [link.to_json() for link in self.links],
+            "services": [dict(service.__dict__) for service in self.services],
         }
 
     @classmethod
@@ -161,7 +181,8 @@ class LabSpec:
         try:
             hosts = tuple(HostConfig.from_json(host) for host in data["hosts"])
             links = tuple(LinkSpec.from_json(link) for link in data["links"])
-            return cls(data["name"], data["path"], hosts, links)
+            services = tuple(ServiceSpec.from_json(s) for s in data.get("services", ()))
+            return cls(data["name"], data["path"], hosts, links, services)
         except (KeyError, TypeError) as exc:
             raise ConfigError(f"recorded lab: {exc!r}") from exc
 

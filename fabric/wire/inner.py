@@ -45,7 +45,7 @@ class FiveTuple(tuple[int, int, str, int, str, int]):
 
     __slots__ = ()
 
-    def __new__(  # noqa: PLR0917 - a five-tuple has that many parts, in this well-known order
+    def __new__(
         cls,
         version: int,
         protocol: int,

@@ -48,7 +48,9 @@ class Lab:
     def json(self, *words: str) -> Any:
         return json.loads(self.fabric(*words, "-o", "json").stdout)
 
-    def start(self, host: str, *command: str, need: str = "", protocol: str = "", **options: Any) -> Any:
+    def start(
+        self, host: str, *command: str, need: str = "", protocol: str = "", **options: Any
+    ) -> Any:
         """Start a program on a host; returns the Popen."""
         words = ["run", host]
         words += ["--need", need] if need else []
@@ -57,7 +59,9 @@ class Lab:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.Popen([FABRIC, *words, "--", *command], env=environment, **pipes)
 
-    def run(self, host: str, *command: str, need: str = "", protocol: str = "", timeout: float = 180) -> Any:
+    def run(
+        self, host: str, *command: str, need: str = "", protocol: str = "", timeout: float = 180
+    ) -> Any:
         """Run a program on a host to its end; returns the CompletedProcess with bytes."""
         with self.start(host, *command, need=need, protocol=protocol) as process:
             try:
@@ -65,7 +69,8 @@ class Lab:
             except subprocess.TimeoutExpired:
                 process.kill()
                 out, err = process.communicate()
-                raise AssertionError(f"{command} on {host}: {timeout:g} s and no end: {err!r}") from None
+                why = f"{command} on {host}: {timeout:g} s and no end: {err!r}"
+                raise AssertionError(why) from None
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def namespace(self, host: str) -> str:
@@ -76,7 +81,8 @@ class Lab:
         return list(self.json("events"))
 
     def connections(self) -> list[dict[str, Any]]:
-        return list(self.json("connections"))
+        every = self.json("connections")
+        return [{**view, "need": c["need"]} for c in every for view in c["hosts"]]
 
     def traces(self, connection: str) -> list[dict[str, Any]]:
         return list(self.json("trace", connection, "--last", "10000"))
@@ -184,7 +190,7 @@ class Capture:
 
     def __enter__(self) -> Capture:
         inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
-        words = [*inside, "tcpdump", "-i", "any", "-y", "LINUX_SLL2", "-U", "-B", "32768", "-s", "0"]
+        words = [*inside, "tcpdump", "-i", "any", "-y", "LINUX_SLL2", "-U", "-B", "32768"]
         self._process = subprocess.Popen(
             [*words, "-w", str(self.path), "udp", "port", "7704"],
             stderr=subprocess.PIPE, text=True,
