@@ -41,6 +41,10 @@ STEP_DEADLINES = {"kvm": 30.0, "tcg": 240.0}
 """Seconds one step of a spawn may take. Emulated, dozens of guests that boot at once on two cores
 take a minute; a deadline is there for guests that never come, not for slow ones."""
 
+AGENT_DEADLINES = {"kvm": 10.0, "tcg": 60.0}
+"""Seconds an agent may take to say hello, and to be ready: the guest is up by then, and Python's
+start under emulation takes 2 s, 5 s beside three others."""
+
 CHANNEL_DEADLINE = 10.0
 """Seconds until the channel's socket must exist: libvirt makes it before it reports the domain."""
 
@@ -100,7 +104,8 @@ class GuestManager:
         self._destroyers = ThreadPoolExecutor(DESTROYERS, "fabric-destroy")
         keys = SshKeys(image.host_public_key, image.client_key)
         self._provisioner = provisioner or SshProvisioner(keys, bundle.data, self._makers)
-        self._step_deadline = STEP_DEADLINES.get(str(acceleration.kind), 240.0)
+        kind = "kvm" if acceleration.kind == "kvm" else "tcg"
+        self._step_deadline, self._agent_deadline = STEP_DEADLINES[kind], AGENT_DEADLINES[kind]
         self._guests: dict[int, Guest] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = asyncio.Lock()
@@ -198,10 +203,10 @@ class GuestManager:
                 await self._step(guest, self._provisioner.push(link, self._step_deadline))
             self._advance(guest, GuestEvent.PUSHED)
             with phase(guest, "agent_ms"):
-                guest.hello = await self._step(guest, self._word(guest.said_hello))
+                guest.hello = await self._step(guest, self._word(guest, guest.said_hello))
             with phase(guest, "ready_ms"):
                 guest.channel.send(configure(guest.identity))
-                guest.ready = await self._step(guest, self._word(guest.said_ready))
+                guest.ready = await self._step(guest, self._word(guest, guest.said_ready))
             if guest.ready.connection != guest.connection:
                 raise AgentLost(f"{guest.name}: ready for connection {guest.ready.connection:016x}")
             guest.phases["total_ms"] = milliseconds_since(begun)
@@ -244,19 +249,22 @@ class GuestManager:
             if not task.done():
                 raise AgentLost(f"{guest.name}: {guest.fault.result()}")
             return task.result()
-        except TimeoutError as exc:
-            raise AgentLost(
-                f"{guest.name}: no word from the agent within {self._step_deadline:g} s",
-                cure="look at /run/fabric/agent.log in the guest",
-            ) from exc
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
 
-    async def _word(self, said: asyncio.Future[_T]) -> _T:
-        async with asyncio.timeout(self._step_deadline):
-            return await said
+    async def _word(self, guest: Guest, said: asyncio.Future[_T]) -> _T:
+        """Wait for the agent to speak. Raises AgentLost, with its last words if it does not."""
+        try:
+            async with asyncio.timeout(self._agent_deadline):
+                return await said
+        except TimeoutError as exc:
+            words = await self._provisioner.explain(guest.identity.address)
+            raise AgentLost(
+                f"{guest.name}: no word from the agent within {self._agent_deadline:g} s; "
+                f"its log ends: {words or '(nothing)'}"
+            ) from exc
 
     # -- what guests do by themselves --------------------------------------------------------------
 

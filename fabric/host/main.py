@@ -118,13 +118,16 @@ async def serve(config: HostConfig) -> None:
         status = partial(_status, config, orchestrator, manager, acceleration, started_at)
         app = build_api(orchestrator, status, stop.set)
         await _run(app, config, orchestrator, stop)
-        await orchestrator.close()
 
 
 async def _run(
     app: FastAPI, config: HostConfig, orchestrator: Orchestrator, stop: asyncio.Event
 ) -> None:
-    """Serve the API until ``stop``; the socket appears only now, so it means *ready*."""
+    """Serve the API until everything has ended after ``stop``.
+
+    The socket appears only now, so it means *ready*; it goes last, so while it is there somebody is
+    still cleaning up.
+    """
     config.api_socket.unlink(missing_ok=True)
     server = Server(
         uvicorn.Config(
@@ -144,10 +147,11 @@ async def _run(
             except TimeoutError:
                 continue
     finally:
+        orchestrator.events.emit("stopping")
+        await orchestrator.close()
         server.should_exit = True
         await serving
         config.api_socket.unlink(missing_ok=True)
-        orchestrator.events.emit("stopping")
 
 
 def _on_guest_event(events: EventLog, name: str, guest: Guest, fields: dict[str, Any]) -> None:

@@ -375,9 +375,10 @@ class Orchestrator:
         """End everything; afterwards no guest and no rule of ours is left."""
         for connection in self.connections:
             self._start(self.end(connection, "shutdown"))
+        # Spawns under way end by this, not by running to their end.
+        await self._guests.close()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._guests.close()
 
     def _name(self, node: int) -> str:
         return self.topology.name_of(node)

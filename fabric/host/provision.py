@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextlib
 import errno
+import io
 import os
 import select
 import shlex
@@ -34,6 +35,9 @@ a guest that is up answers in about a millisecond."""
 
 PROBE_PAUSE = 0.03
 """Seconds after a refused attempt: the guest's kernel is up, its SSH server is about to be."""
+
+EXPLAIN_TIMEOUT = 5.0
+"""Seconds for asking a guest why it failed: the answer is nice to have, the retry matters more."""
 
 AGENT_PATH = "/run/fabric/agent.pyz"
 AGENT_LOG = "/run/fabric/agent.log"
@@ -73,6 +77,9 @@ class Provisioner(Protocol):
         """Push the agent over that connection and start it; closes the link.
 
         Raises ProvisionFailed."""
+
+    async def explain(self, address: str) -> str:
+        """The last words of an agent that says nothing; empty when there are none to be had."""
 
 
 class SshProvisioner:
@@ -114,6 +121,23 @@ class SshProvisioner:
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
             raise
+
+    async def explain(self, address: str) -> str:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._last_words, address)
+
+    def _last_words(self, address: str) -> str:
+        words = io.BytesIO()
+        with contextlib.suppress(ProvisionFailed):
+            run_command(
+                address,
+                self._keys,
+                ["tail", "-n", "3", AGENT_LOG],
+                stdout=words,
+                stderr=io.BytesIO(),
+                timeout=EXPLAIN_TIMEOUT,
+            )
+        return words.getvalue().decode(errors="replace").strip()
 
 
 def connect(address: str, timeout: float) -> socket.socket:
@@ -164,7 +188,7 @@ def run_command(
 
     ``terminal`` is (TERM, columns, rows) for an interactive program; the caller puts its own
     terminal into raw mode. ``timeout`` (seconds) is for getting there, not for the command.
-    Streams need a file descriptor. Raises ProvisionFailed.
+    ``stdin`` needs a file descriptor. Raises ProvisionFailed.
     """
     link = connect(address, timeout)
     with _session(link, keys, timeout) as transport, _translated("running a command"):

@@ -25,7 +25,7 @@ WHOLE = """\
 name: whole
 overlay: {ipv4: 10.9.0.0/24, ipv6: "fd09::/64"}
 defaults:
-  hosts: {idle_timeout: 1m, limits: {guests: 8}, tier: warm}
+  hosts: {idle_timeout: 1m, limits: {guests: 8}, tier: cold}
   links: {latency: 1ms, mtu: 1500}
 policy:
   rules:
@@ -71,7 +71,7 @@ def test_reads_every_option() -> None:
     assert (left.idle_timeout, mid.idle_timeout, right.idle_timeout) == (60.0, 2.0, 60.0)
     assert left.limits == Limits(guests=8)
     assert mid.limits == Limits(guests=8, held_packets=9)
-    assert (left.tier, right.tier) == ("warm", "cold")
+    assert (left.tier, right.tier) == ("cold", "cold")
     assert (mid.guest_memory_mib, mid.announce, right.spawning) == (256, False, False)
     assert (left.announce, left.guest_subnet, right.guest_subnet) == (None, None, "100.64.0.0/24")
     assert left.policy["rules"][0]["need"] == "reliable"
@@ -205,7 +205,7 @@ def test_all_mistakes_are_listed_in_the_order_of_the_file() -> None:
 name: Bad;Lab
 overlay: {ipv4: 172.31.4.0/24}
 hosts:
-  h1: {idle_timeout: 30, tier: wram}
+  h1: {idle_timeout: 30, tier: clod}
   h2: {prefixs: []}
   h1: {}
   "h$3": {}
@@ -228,7 +228,7 @@ nonsense: true
         ("x.yaml:1: name: ", "not a lab name"),
         ("x.yaml:2: overlay.ipv4: ", "172.31.4.0/24 overlaps 172.31.0.0/16"),
         ("x.yaml:4: hosts.h1.idle_timeout: ", "no unit"),
-        ("x.yaml:4: hosts.h1.tier: ", 'did you mean "warm"?'),
+        ("x.yaml:4: hosts.h1.tier: ", 'did you mean "cold"?'),
         ("x.yaml:5: hosts.h2.prefixs: ", 'did you mean "prefixes"?'),
         ("x.yaml:6: hosts.h1: ", "is there twice, first on line 4"),
         ("x.yaml:7: hosts.h$3: ", "not a host name"),
@@ -340,7 +340,7 @@ def instances() -> list[tuple[str, Any, bool]]:
         {**base, "name": "A;b"},
         {**base, "hosts": {}},
         {**base, "hosts": {"averyverylonghost": {}}},
-        {**base, "hosts": {"a": {"tier": "wram"}}},
+        {**base, "hosts": {"a": {"tier": "clod"}}},
         {**base, "links": [{"endpoints": ["a"]}]},
         {**base, "links": [{"endpoints": ["a", "b"], "latancy": "5ms"}]},
         {**base, "links": [{"endpoints": ["a", "b"], "latency": 5}]},

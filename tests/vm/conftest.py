@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def lab(name: str, text: str, directory: Path, *options: str) -> Iterator[Lab]:
     """Bring up a topology given as text under another name; take it down and look for remains."""
     file = directory / f"{name}.yaml"
-    file.write_text(text.replace(text.split("name: ", 1)[1].split("\n", 1)[0], name, 1))
+    file.write_text(re.sub(r"^name: .*", f"name: {name}", text, flags=re.MULTILINE))
+    shutil.copy(ROOT / "examples/www.sh", directory)
     made = Lab(name, file)
     try:
         made.fabric("up", str(file), *options)

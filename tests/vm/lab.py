@@ -78,7 +78,8 @@ class Lab:
 
     def events(self) -> list[dict[str, Any]]:
         """Everything that happened so far, on all hosts, in order of time."""
-        return list(self.json("events"))
+        lines = self.fabric("events", "-o", "json").stdout.splitlines()
+        return [json.loads(line) for line in lines]
 
     def connections(self) -> list[dict[str, Any]]:
         every = self.json("connections")
