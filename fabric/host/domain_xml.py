@@ -80,23 +80,36 @@ def render(spec: DomainSpec) -> str:
 
 
 def read_mark(xml: str) -> OwnerMark | None:
-    """Our mark in a domain's XML or metadata XML; None when the domain is not ours.
+    """Our mark in a domain's XML; None when the domain is not ours.
 
     A damaged mark counts as none: we never touch what we cannot prove to be ours.
     """
     try:
-        root = ET.fromstring(xml)
-        found = next(root.iter(f"{{{OWNER_NAMESPACE}}}guest"), None)
-        if found is None:
-            return None
+        found = next(ET.fromstring(xml).iter(f"{{{OWNER_NAMESPACE}}}guest"), None)
+    except ET.ParseError:
+        return None
+    return None if found is None else _mark(found)
+
+
+def read_mark_element(xml: str) -> OwnerMark | None:
+    """Like :func:`read_mark`, for the element alone as libvirt gives it when asked for our
+    namespace: it takes the namespace off, having been told it."""
+    try:
+        return _mark(ET.fromstring(xml))
+    except ET.ParseError:
+        return None
+
+
+def _mark(element: ET.Element) -> OwnerMark | None:
+    try:
         return OwnerMark(
-            lab=found.attrib["lab"],
-            host=found.attrib["host"],
-            index=int(found.attrib["index"]),
-            connection=int(found.attrib["connection"], 16),
-            created_us=int(found.attrib["created-us"]),
+            lab=element.attrib["lab"],
+            host=element.attrib["host"],
+            index=int(element.attrib["index"]),
+            connection=int(element.attrib["connection"], 16),
+            created_us=int(element.attrib["created-us"]),
         )
-    except (ET.ParseError, KeyError, ValueError):
+    except (KeyError, ValueError):
         return None
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol, TypeVar, cast, get_args
 
 from fabric.errors import AgentLost, EnvironmentFault
 from fabric.host.channel import Channel
@@ -24,6 +24,17 @@ from fabric.wire.control import Hello, Message, Ready
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, used where the topology names none."""
+
+
+_T = TypeVar("_T")
+
+STEP_DEADLINES = {"kvm": 30.0, "tcg": 240.0}
+"""Seconds one step of a spawn may take. Emulated, dozens of guests that boot at once on two cores
+take a minute; a deadline is there for guests that never come, not for slow ones."""
+
+AGENT_DEADLINES = {"kvm": 10.0, "tcg": 60.0}
+"""Seconds an agent may take to say hello, and to be ready: the guest is up by then, and Python's
+start under emulation takes 2 s, 5 s beside three others."""
 
 
 class Image(Protocol):
@@ -90,6 +101,24 @@ class Guest:
         if self.channel is None or self.state not in (GuestState.RUNNING, GuestState.DRAINING):
             raise AgentLost(f"guest {self.name} is {self.state.value}: no agent listens")
         self.channel.send(message)
+
+
+async def unless_lost(guest: Guest, work: Awaitable[_T]) -> _T:
+    """Wait for ``work``, or for the guest to be lost, whichever is first.
+
+    Raises AgentLost with the reason of the loss, or what ``work`` raises; leaves nothing running.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        waiting: set[asyncio.Future[Any]] = {task, guest.fault}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise AgentLost(f"{guest.name}: {guest.fault.result()}")
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
 
 
 def milliseconds_since(begun: float) -> float:

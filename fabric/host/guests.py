@@ -15,7 +15,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -24,26 +24,29 @@ from fabric.host.bundle import Bundle
 from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
 from fabric.host.domain_xml import render
-from fabric.host.guest import Accelerator, Guest, Image, blueprint, milliseconds_since, phase
+from fabric.host.guest import (
+    AGENT_DEADLINES,
+    STEP_DEADLINES,
+    Accelerator,
+    Guest,
+    Image,
+    blueprint,
+    milliseconds_since,
+    phase,
+    unless_lost,
+)
 from fabric.host.hypervisor import DomainEvent, Hypervisor
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
+from fabric.host.leftovers import GUEST_KIND, clear_leftovers
 from fabric.host.lifecycle import GuestEvent, GuestState, advance
 from fabric.host.provision import Provisioner, SshKeys, SshProvisioner
-from fabric.wire.control import Configure, Hello, Message, Ready
+from fabric.wire.control import AgentEvent, Configure, Hello, Message, Ready
 
 _T = TypeVar("_T")
 
 SPAWN_ATTEMPTS = 2
 """One retry in another slot: the first may have hit a leftover or a passing fault."""
-
-STEP_DEADLINES = {"kvm": 30.0, "tcg": 240.0}
-"""Seconds one step of a spawn may take. Emulated, dozens of guests that boot at once on two cores
-take a minute; a deadline is there for guests that never come, not for slow ones."""
-
-AGENT_DEADLINES = {"kvm": 10.0, "tcg": 60.0}
-"""Seconds an agent may take to say hello, and to be ready: the guest is up by then, and Python's
-start under emulation takes 2 s, 5 s beside three others."""
 
 CHANNEL_DEADLINE = 10.0
 """Seconds until the channel's socket must exist: libvirt makes it before it reports the domain."""
@@ -55,10 +58,11 @@ first one later; twice the processors fills the gaps in which a guest waits."""
 DESTROYERS = 4
 """Destructions at once. libvirt serves about five slow calls at a time, see max_workers."""
 
+AGENT_ERROR = "agent-error"
+"""Name of the event by which an agent says that it could not do what it was told."""
+
 RETRY_DESTROY = 5.0
 """Seconds before an unproven destruction is tried again."""
-
-_KIND = "guest"
 
 __all__ = ["Guest", "GuestManager"]
 
@@ -136,7 +140,8 @@ class GuestManager:
             self._loop = asyncio.get_running_loop()
             self._journal.open()
             await self._blocking(self._hypervisor.watch, self._on_domain_event)
-            leftovers = await self._clear_leftovers()
+            owner = (self._hypervisor, self._journal, self._config.lab, self._config.host)
+            leftovers = await self._blocking(clear_leftovers, *owner)
             self._started = True
             return leftovers
 
@@ -195,18 +200,18 @@ class GuestManager:
             with phase(guest, "boot_ms"):
                 guest.channel = await Channel.connect(guest.identity.channel, CHANNEL_DEADLINE)
                 guest.listening = asyncio.create_task(self._listen(guest, guest.channel))
-                link = await self._step(
+                link = await unless_lost(
                     guest, self._provisioner.reach(guest.identity.address, self._step_deadline)
                 )
             self._advance(guest, GuestEvent.REACHED)
             with phase(guest, "ssh_ms"):
-                await self._step(guest, self._provisioner.push(link, self._step_deadline))
+                await unless_lost(guest, self._provisioner.push(link, self._step_deadline))
             self._advance(guest, GuestEvent.PUSHED)
             with phase(guest, "agent_ms"):
-                guest.hello = await self._step(guest, self._word(guest, guest.said_hello))
+                guest.hello = await unless_lost(guest, self._word(guest, guest.said_hello))
             with phase(guest, "ready_ms"):
                 guest.channel.send(configure(guest.identity))
-                guest.ready = await self._step(guest, self._word(guest, guest.said_ready))
+                guest.ready = await unless_lost(guest, self._word(guest, guest.said_ready))
             if guest.ready.connection != guest.connection:
                 raise AgentLost(f"{guest.name}: ready for connection {guest.ready.connection:016x}")
             guest.phases["total_ms"] = milliseconds_since(begun)
@@ -222,37 +227,17 @@ class GuestManager:
         handle = await asyncio.shield(guest.creation)
         self._expect(guest, GuestState.CREATING)
         self._advance(guest, GuestEvent.CREATED)
-        self._emit(
-            "guest-started",
-            guest,
-            tap=guest.identity.tap,
-            mac=guest.identity.mac,
-            uuid=handle.uuid,
-            pid=handle.pid,
-            started_at_us=round(handle.started_at * 1e6),
-        )
+        identity, started_at_us = guest.identity, round(handle.started_at * 1e6)
+        facts = {"tap": identity.tap, "mac": identity.mac, "uuid": handle.uuid, "pid": handle.pid}
+        self._emit("guest-started", guest, **facts, started_at_us=started_at_us)
 
     def _create_domain(self, guest: Guest) -> Any:
         """In a thread. Ownership is written first, then comes what is owned."""
         identity = guest.identity
-        self._journal.intend(_KIND, guest.name, connection=f"{guest.connection:016x}")
+        self._journal.intend(GUEST_KIND, guest.name, connection=f"{guest.connection:016x}")
         identity.channel.unlink(missing_ok=True)
         plan = blueprint(guest, self._config, self._image, self._acceleration)
         return self._hypervisor.create(render(plan))
-
-    async def _step(self, guest: Guest, work: Awaitable[_T]) -> _T:
-        """Wait for ``work``, or for the guest to be lost, whichever is first."""
-        task = asyncio.ensure_future(work)
-        try:
-            waiting: set[asyncio.Future[Any]] = {task, guest.fault}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise AgentLost(f"{guest.name}: {guest.fault.result()}")
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
 
     async def _word(self, guest: Guest, said: asyncio.Future[_T]) -> _T:
         """Wait for the agent to speak. Raises AgentLost, with its last words if it does not."""
@@ -283,7 +268,14 @@ class GuestManager:
         elif isinstance(message, Ready) and not guest.said_ready.done():
             guest.said_ready.set_result(message)
         else:
+            if isinstance(message, AgentEvent) and message.name == AGENT_ERROR:
+                self._refused(guest, message)
             self.on_message(guest, message)
+
+    def _refused(self, guest: Guest, error: AgentEvent) -> None:
+        """An agent that cannot use its configuration will never be ready: do not wait for it."""
+        if not guest.said_ready.done():
+            self._lost(guest, f"its agent refused the configuration: {error.fields}")
 
     def _on_domain_event(self, event: DomainEvent, name: str) -> None:
         """On a thread of the hypervisor's."""
@@ -368,19 +360,7 @@ class GuestManager:
     def _forget(self, guest: Guest) -> None:
         """In a thread: absence is proven, so ownership ends."""
         guest.identity.channel.unlink(missing_ok=True)
-        self._journal.done(_KIND, guest.name)
-
-    async def _clear_leftovers(self) -> int:
-        """Domains of this host from a former life: by our mark, and by the journal."""
-        owned = await self._blocking(
-            self._hypervisor.list_owned, self._config.lab, self._config.host
-        )
-        noted = [entry.name for entry in self._journal.open_entries() if entry.kind == _KIND]
-        leftovers = {domain.name for domain in owned} | set(noted)
-        for name in sorted(leftovers):
-            await self._blocking(self._hypervisor.destroy, name, pool=self._destroyers)
-            self._journal.done(_KIND, name)
-        return len(leftovers)
+        self._journal.done(GUEST_KIND, guest.name)
 
     async def close(self) -> None:
         """Destroy every guest and release everything. Idempotent."""

@@ -23,7 +23,7 @@ from typing import Any, Protocol, Self
 import libvirt
 
 from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
-from fabric.host.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark
+from fabric.host.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark_element
 from fabric.host.process import Process
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ class LibvirtHypervisor:
             # A domain may end between the list and the question: then it is simply not there.
             with contextlib.suppress(libvirt.libvirtError):
                 metadata = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, OWNER_NAMESPACE)
-                mark = read_mark(metadata)
+                mark = read_mark_element(metadata)
                 if mark is None or lab not in (None, mark.lab) or host not in (None, mark.host):
                     continue
                 active = bool(domain.isActive())
@@ -338,9 +338,7 @@ class LibvirtHypervisor:
 
     def _translated(self, exc: Any, doing: str) -> FabricError:
         code, text = exc.get_error_code(), str(exc)
-        if code in (libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_OPERATION_FAILED) and (
-            "already exists" in text
-        ):
+        if code == libvirt.VIR_ERR_DOM_EXIST or "already exists" in text:
             return Conflict(f"{self.uri}: {doing}: {text}", cure="run `fabric gc`")
         if code in _DOWN or (self._connection is not None and not self._connection.isAlive()):
             return HypervisorDown(

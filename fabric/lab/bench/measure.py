@@ -1,8 +1,8 @@
 """From trials to figures: the search for the highest sustained rate, and ratios.
 
 Owns: Trial, Figure, sustained_rate, add_ratios. May import: nothing. Pure. The method is that of
-RFC 2544 section 26.1 (raise the rate until packets are lost, then close in), with a tolerance that a
-machine shared with other work needs, and with queues counted: see :attr:`Trial.sustained`.
+RFC 2544 section 26.1 (raise the rate until packets are lost, then close in), with a tolerance that
+a machine shared with other work needs, and with queues counted: see :attr:`Trial.sustained`.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ def sustained_rate(trial: Callable[[float], Trial], start: float) -> tuple[Trial
     return max(good, key=lambda each: each.delivered), trials
 
 
-def udp_figure(
-    hops: int, kind: str, size: int, best: Trial, trials: Iterable[Trial]
-) -> Figure:
+def udp_figure(hops: int, kind: str, size: int, best: Trial, trials: Iterable[Trial]) -> Figure:
     """A figure of a rate search."""
     return Figure(
         hops, kind, "udp", size, best.delivered, best.mbit_s, best.loss,
@@ -142,8 +140,8 @@ def stream_figure(hops: int, kind: str, report: dict[str, Any]) -> Figure:
 
 
 def add_ratios(figures: list[Figure]) -> None:
-    """Fill in what share of the references each fabric figure reaches: kernel forwarding of the same
-    hops, and the bare loop of the same size in one guest."""
+    """Fill in what share of the references each fabric figure reaches: kernel forwarding of the
+    same hops, and the bare loop of the same size in one guest."""
     for figure in figures:
         if figure.kind == "kernel":
             continue

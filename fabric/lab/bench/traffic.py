@@ -1,8 +1,8 @@
 """Programs of the benchmark that run on the hosts: a sender and a receiver.
 
-Owns: ``python -m fabric.lab.bench.traffic send|receive PORT``. May import: the standard library. They
-take JSON lines on standard input and answer each by one on standard output, so that one socket, and
-so one connection of the fabric, serves a whole series.
+Owns: ``python -m fabric.lab.bench.traffic send|receive PORT``. May import: the standard library.
+They take JSON lines on standard input and answer each by one on standard output, so that one
+socket, and so one connection of the fabric, serves a whole series.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ BIN = 0.25
 TCP_CHUNK = 256 * 1024
 CONNECT_TIMEOUT = 180.0
 """Seconds until a connection stands: guests of several hosts may boot one after the other."""
+END = b"end"
+"""What fabric.lab.bench.guest_loop takes for its end."""
 _SO_RCVBUFFORCE = 33
 
 
@@ -83,6 +85,13 @@ class Sender:
         while time.monotonic() < begin + command["seconds"]:
             sent += link.send(data)
         return {"sent": sent, "seconds": time.monotonic() - begin}
+
+    def end(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Tell a program in a guest that it is over."""
+        link = self._socket(socket.SOCK_DGRAM, command)
+        with contextlib.suppress(OSError):
+            link.send(END)
+        return {"sent": 1}
 
     def _socket(self, kind: socket.SocketKind, command: dict[str, Any]) -> socket.socket:
         source, target = tuple(command["source"]), tuple(command["target"])

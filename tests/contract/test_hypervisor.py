@@ -1,0 +1,113 @@
+"""What every hypervisor promises, asked of the fake and of libvirt's own test driver."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from fabric.errors import Conflict
+from fabric.host.domain_xml import render
+from fabric.host.hypervisor import DomainEvent, Hypervisor, LibvirtHypervisor
+from fabric.host.hypervisor_fake import FakeHypervisor
+from fabric.host.identity import GuestIdentity
+from tests.unit.guest_samples import CONFIG, spec
+
+NAMES = ("fake", "libvirt")
+
+
+@pytest.fixture(params=NAMES)
+def hypervisor(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
+    made: Hypervisor
+    made = FakeHypervisor() if request.param == "fake" else LibvirtHypervisor("test:///default")
+    try:
+        yield made
+    finally:
+        # The test driver's default connection outlives ours within one process.
+        for owned in made.list_owned():
+            made.destroy(owned.name)
+        made.close()
+
+
+def xml(index: int = 1, machine: str = "microvm", host: str = "h1") -> str:
+    guest = spec("test", machine, index)
+    identity = GuestIdentity.derive(replace(CONFIG, host=host), index)
+    return render(replace(guest, identity=identity))
+
+
+@pytest.mark.parametrize("machine", ["microvm", "q35"])
+def test_our_xml_is_accepted(hypervisor: Hypervisor, machine: str) -> None:
+    handle = hypervisor.create(xml(machine=machine))
+    assert handle.name == "fabric-demo-h1-g1"
+    assert handle.uuid
+    assert handle.started_at == pytest.approx(time.time(), abs=60)
+
+
+def test_a_created_domain_is_listed_as_ours(hypervisor: Hypervisor) -> None:
+    hypervisor.create(xml(1))
+    hypervisor.create(xml(2))
+    hypervisor.create(xml(1, host="h2"))
+    mine = hypervisor.list_owned("demo", "h1")
+    assert [(d.name, d.index) for d in mine] == [("fabric-demo-h1-g1", 1), ("fabric-demo-h1-g2", 2)]
+    assert all(d.active and d.connection == 0x1_0000_002A for d in mine)
+    assert mine[0].started_at == 1_700_000_000.0
+    assert len(hypervisor.list_owned("demo")) == 3
+    assert len(hypervisor.list_owned()) == 3
+    assert hypervisor.list_owned("other") == []
+
+
+def test_a_name_can_be_taken_once(hypervisor: Hypervisor) -> None:
+    hypervisor.create(xml())
+    with pytest.raises(Conflict):
+        hypervisor.create(xml())
+    assert len(hypervisor.list_owned()) == 1
+
+
+def test_a_destroyed_domain_is_absent_and_its_name_free(hypervisor: Hypervisor) -> None:
+    hypervisor.create(xml())
+    hypervisor.destroy("fabric-demo-h1-g1")
+    assert hypervisor.list_owned() == []
+    hypervisor.create(xml())
+
+
+def test_destroying_what_is_absent_is_fine(hypervisor: Hypervisor) -> None:
+    hypervisor.destroy("fabric-demo-h1-g1")
+    hypervisor.create(xml())
+    for _ in range(2):
+        hypervisor.destroy("fabric-demo-h1-g1")
+
+
+def test_starts_and_stops_are_reported_in_order(hypervisor: Hypervisor) -> None:
+    seen: list[tuple[DomainEvent, str]] = []
+    stopped = threading.Event()
+
+    def watcher(event: DomainEvent, name: str) -> None:
+        seen.append((event, name))
+        if event is DomainEvent.STOPPED:
+            stopped.set()
+
+    hypervisor.watch(watcher)
+    hypervisor.create(xml())
+    hypervisor.destroy("fabric-demo-h1-g1")
+    assert stopped.wait(5)
+    name = "fabric-demo-h1-g1"
+    assert seen == [(DomainEvent.STARTED, name), (DomainEvent.STOPPED, name)]
+
+
+def test_calls_may_come_from_many_threads(hypervisor: Hypervisor) -> None:
+    threads = [
+        threading.Thread(target=lambda i=index: hypervisor.create(xml(i)))  # type: ignore[misc]
+        for index in range(1, 9)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert [d.index for d in hypervisor.list_owned("demo", "h1")] == list(range(1, 9))
+
+
+def test_a_hypervisor_says_whether_it_is_alive(hypervisor: Hypervisor) -> None:
+    assert hypervisor.is_alive()

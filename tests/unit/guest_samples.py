@@ -1,0 +1,170 @@
+"""What the tests of the guest life cycle share: a host, an image, and an agent made of a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fabric.errors import ProvisionFailed
+from fabric.host.config import HostConfig
+from fabric.host.domain_xml import DomainSpec
+from fabric.host.hypervisor_fake import FakeHypervisor
+from fabric.host.identity import GuestIdentity
+from fabric.wire.control import (
+    AgentEvent,
+    Configure,
+    Decoder,
+    Hello,
+    Message,
+    Ready,
+    encode,
+)
+
+CONFIG = HostConfig(
+    lab="demo",
+    host="h1",
+    node=1,
+    bridge="fbabcdh1",
+    guest_interface="guests",
+    overlay_addresses=("10.77.0.1/32",),
+    overlay_prefixes=("10.77.0.0/16",),
+    topology={},
+)
+
+
+def spec(domain_type: str = "qemu", machine: str = "microvm", index: int = 1) -> DomainSpec:
+    """A guest as the templates see it."""
+    return DomainSpec(
+        identity=GuestIdentity.derive(CONFIG, index),
+        connection=0x1_0000_002A,
+        created_us=1_700_000_000_000_000,
+        domain_type=domain_type,  # type: ignore[arg-type]
+        machine=machine,  # type: ignore[arg-type]
+        memory_mib=128,
+        mtu=1500,
+        kernel=Path("/var/lib/fabric/image/vmlinuz"),
+        initrd=Path("/var/lib/fabric/image/boot-initrd.img"),
+        rootfs=Path("/var/lib/fabric/image/rootfs.erofs"),
+        kernel_arguments=("console=ttyS0", "quiet"),
+    )
+
+
+@dataclass(frozen=True)
+class SampleImage:
+    kernel: Path = Path("/image/vmlinuz")
+    initrd: Path = Path("/image/initrd")
+    rootfs: Path = Path("/image/rootfs")
+    host_public_key: str = "ssh-ed25519 AAAA"
+    client_key: Path = Path("/image/key")
+
+
+@dataclass(frozen=True)
+class SampleAccelerator:
+    kind: str = "tcg"
+    machine: str = "microvm"
+    tsc_khz: int = 1_000_000
+
+
+def configure(connection: int, identity: GuestIdentity) -> Configure:
+    return Configure(
+        connection=connection,
+        lab=identity.lab,
+        host=identity.host,
+        node=identity.node,
+        guest=identity.index,
+        role="ingress",
+        source_node=1,
+        destination_node=2,
+        table={},
+        interfaces={},
+        port=7704,
+        overlay_mtu=1400,
+        requested_at_us=0,
+        host_now_us=0,
+    )
+
+
+@dataclass
+class FakeAgents:
+    """Provisioner and agents in one: pushing starts an agent on the guest's channel socket.
+
+    The channel's server, which libvirt would be, is started when the guest is "reached".
+    """
+
+    unreachable: int = 0
+    """How many of the next guests have no SSH server."""
+    refusing: int = 0
+    """How many of the next agents cannot use their configuration."""
+    mute: bool = False
+    """Agents start and never say anything."""
+    clients: dict[str, asyncio.StreamWriter] = field(default_factory=dict)
+    heard: list[Message] = field(default_factory=list)
+    servers: dict[Path, asyncio.Server] = field(default_factory=dict)
+    pushed: list[str] = field(default_factory=list)
+    _address_of: dict[int, str] = field(default_factory=dict)
+
+    async def serve(self, guest: GuestIdentity) -> None:
+        """Make the channel's socket, as the hypervisor does."""
+
+        async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.clients[guest.address] = writer
+            decoder = Decoder()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                while data := await reader.read(65536):
+                    for message in decoder.feed(data):
+                        self.heard.append(message)
+                        if isinstance(message, Configure):
+                            self._answer(writer, message)
+
+        guest.channel.parent.mkdir(parents=True, exist_ok=True)
+        self.servers[guest.channel] = await asyncio.start_unix_server(client, guest.channel)
+
+    def _answer(self, writer: asyncio.StreamWriter, message: Configure) -> None:
+        if self.refusing:
+            self.refusing -= 1
+            writer.write(encode(AgentEvent("agent-error", {"error": "no table"}, 0)))
+            return
+        writer.write(encode(Ready(message.connection, 0, "shortest", "default", "", "test", 1)))
+
+    async def reach(self, address: str, timeout: float) -> socket.socket:
+        if self.unreachable:
+            self.unreachable -= 1
+            raise ProvisionFailed(f"{address}: told to be unreachable")
+        link, _ = socket.socketpair()
+        self._address_of[link.fileno()] = address
+        return link
+
+    async def push(self, link: socket.socket, timeout: float) -> None:
+        address = self._address_of.pop(link.fileno())
+        link.close()
+        self.pushed.append(address)
+        if not self.mute:
+            self.clients[address].write(encode(Hello("digest", "3.11.2", 1)))
+
+    async def explain(self, address: str) -> str:
+        return "its last words"
+
+    async def close(self) -> None:
+        for server in self.servers.values():
+            server.close()
+
+
+class ServingHypervisor(FakeHypervisor):
+    """A fake hypervisor whose domains have channel sockets."""
+
+    def __init__(self, agents: FakeAgents, config: HostConfig) -> None:
+        super().__init__()
+        self.agents = agents
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+
+    def create(self, xml: str):  # type: ignore[no-untyped-def]
+        handle = super().create(xml)
+        mark = self.domains[handle.name]
+        assert mark is not None
+        identity = GuestIdentity.derive(self.config, mark.index)
+        asyncio.run_coroutine_threadsafe(self.agents.serve(identity), self.loop).result(5)
+        return handle
