@@ -3,91 +3,44 @@
 
     images/build.py [--output DIR] [--force]
 
-Inputs: packages.txt (resolved by this machine's apt), modules.txt, guest/*, this file. The same
-inputs give the same digests: fixed times, owners and orders, unchecked-hash bytecode. The keys of
-this build host stay outside the reproducible files. Nothing is rebuilt unless an input changed, and
-nothing of a former image is touched before the new one is complete.
+Inputs: packages.txt (resolved by this machine's apt), the other lists beside it, guest/*, the
+scripts themselves. The same inputs give the same digests: fixed times, owners and orders,
+unchecked-hash bytecode. The keys of this build host stay outside the reproducible files. Nothing is
+rebuilt unless an input changed, and nothing of a former image is touched before the new one is
+complete. May import: errors, host.image.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpio import Archive
-
 from fabric.errors import EnvironmentFault, FabricError, NoSpace, NotRoot, ToolMissing
 from fabric.host.image import FORMAT, sha256_of
+from images.initramfs import add_keys, ensure_keys, make_initrd
+from images.root import make_root
+from images.steps import EPOCH, HERE, PYTHON, listed, run, say
 
-HERE = Path(__file__).resolve().parent
 DEFAULT_STATE = Path("/var/lib/fabric")
-# Any fixed moment does: it stands in every file time, so that two builds agree.
-EPOCH = 1_700_000_000
-ROOT_UUID = "fab00000-0000-4000-8000-000000000001"
-# Packages, unpacked trees and results live side by side for a while.
-SPACE_NEEDED_MIB = 600
+# MiB. Packages, unpacked trees and results live side by side for a while: some 250, and room.
+SPACE_NEEDED_MIB = 400
 TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "mkfs.erofs", "zstd", "dropbearkey", "ssh-keygen")
-# What no agent ever imports; a third of the standard library.
-PRUNED = (
-    "usr/share",
-    "usr/games",
-    "usr/include",
-    "var",
-    "boot",
-    "etc/init.d",
-    "etc/default",
-    "usr/lib/python3.11/test",
-    "usr/lib/python3.11/idlelib",
-    "usr/lib/python3.11/lib2to3",
-    "usr/lib/python3.11/ensurepip",
-    "usr/lib/python3.11/distutils",
-    "usr/lib/python3.11/pydoc_data",
-    "usr/lib/python3.11/unittest",
-    "usr/lib/python3.11/tkinter",
-    "usr/lib/python3.11/turtledemo",
-    "usr/lib/python3.11/sqlite3",
-    "usr/lib/python3.11/wsgiref",
-    "usr/lib/python3.11/dbm",
-    "usr/lib/x86_64-linux-gnu/gconv",
-    "usr/lib/x86_64-linux-gnu/audit",
-    "usr/bin/dropbearconvert",
-)
-APPLETS = (
-    "sh",
-    "cat",
-    "ls",
-    "ip",
-    "ping",
-    "ps",
-    "kill",
-    "mount",
-    "dmesg",
-    "sleep",
-    "setsid",
-    "tail",
-    "grep",
-    "head",
-    "free",
-    "top",
-    "uname",
-    "date",
-    "hexdump",
-    "nohup",
-    "rm",
-    "mkdir",
-)
+# Their output is part of the image, so their version is one of its inputs.
+PACKERS = ("erofs-utils", "zstd")
 
 
 @dataclass(frozen=True)
@@ -99,39 +52,31 @@ class Package:
     name: str
 
 
-def say(text: str) -> None:
-    print(f"  image: {text}", flush=True)
-
-
-def run(argv: Sequence[str], **options: object) -> str:
-    """Run a command. Raises EnvironmentFault with what it printed."""
-    done = subprocess.run(argv, capture_output=True, text=True, **options)  # type: ignore[call-overload]
-    if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip().splitlines()
-        raise EnvironmentFault(f"{argv[0]} failed: {' | '.join(words[-3:])}")
-    return str(done.stdout)
-
-
 def resolve_packages() -> list[Package]:
     """packages.txt as this machine's apt resolves it now. Raises EnvironmentFault."""
     names = []
-    for line in (HERE / "packages.txt").read_text().splitlines():
-        if (word := line.strip()).startswith("@"):
+    for word in listed("packages.txt"):
+        if word.startswith("@"):
             found = re.search(r"Depends: (\S+)", run(["apt-cache", "depends", word[1:]]))
             if found is None:
                 raise EnvironmentFault(f"apt knows no {word[1:]}", cure="run apt-get update")
             names.append(found[1])
-        elif word and not word.startswith("#"):
+        else:
             names.append(word)
-    lines = run(["apt-get", "--print-uris", "-qq", "download", *names]).splitlines()
     packages = []
-    for line in lines:
+    for line in run(["apt-get", "--print-uris", "-qq", "download", *names]).splitlines():
         _uri, file, _size, digest = line.split(maxsplit=3)
         packages.append(Package(file, digest.strip(), file.split("_")[0]))
-    if len(packages) != len(names):
-        missing = sorted(set(names) - {p.name for p in packages})
+    if missing := sorted(set(names) - {p.name for p in packages}):
         raise EnvironmentFault(f"apt cannot find {', '.join(missing)}", cure="run apt-get update")
     return sorted(packages, key=lambda p: p.file)
+
+
+def refresh_lists() -> list[Package]:
+    """Ask the package archive anew. Raises EnvironmentFault."""
+    say("refreshing apt's package lists")
+    run(["apt-get", "update", "-qq"])
+    return resolve_packages()
 
 
 def inputs_digest(packages: list[Package]) -> str:
@@ -139,6 +84,7 @@ def inputs_digest(packages: list[Package]) -> str:
     text = hashlib.sha256()
     for package in packages:
         text.update(f"{package.file} {package.digest}\n".encode())
+    text.update(run(["dpkg-query", "-W", *PACKERS]).encode())
     recipe = sorted(p for p in HERE.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     for path in recipe:
         if path.suffix != ".md":
@@ -146,132 +92,47 @@ def inputs_digest(packages: list[Package]) -> str:
     return text.hexdigest()
 
 
-def fetch(packages: list[Package], into: Path) -> None:
-    """Download and unpack. apt verifies the archive's signatures and the digests."""
+def download(packages: list[Package], into: Path) -> None:
+    """Into one directory. apt verifies the archive's signatures and the digests."""
     say(f"downloading {len(packages)} packages")
-    names = [f"{p.name}" for p in packages]
+    names = [p.name for p in packages]
     run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names], cwd=into)
-    for package in packages:
-        target = into / ("kernel" if package.name.startswith("linux-image") else "root")
-        run(["dpkg-deb", "-x", str(into / package.file), str(target)])
 
 
-def make_root(root: Path, out: Path) -> None:
-    """The read-only root: pruned, bytecode compiled by the guest's own Python, one erofs file."""
-    for name in PRUNED:
-        path = root / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for name in ("dev", "proc", "sys", "run", "tmp", "etc", "sbin", "usr/bin"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    for applet in APPLETS:
-        link = root / "bin" / applet
-        if not link.exists():
-            link.symlink_to("busybox")
-    (root / "usr/bin/python3").unlink(missing_ok=True)
-    (root / "usr/bin/python3").symlink_to("python3.11")
-    (root / "etc/passwd").write_text("root:*:0:0:root:/run/home:/bin/sh\n")
-    (root / "etc/group").write_text("root:x:0:\n")
-    (root / "etc/shells").write_text("/bin/sh\n")
-    shutil.copy(HERE / "guest/start", root / "sbin/start")
-    say("compiling the standard library")
-    compileall = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
-    run(
-        [
-            "/usr/sbin/chroot",
-            str(root),
-            "/usr/bin/python3.11",
-            "-I",
-            "-S",
-            *compileall,
-            "/usr/lib/python3.11",
-        ],
-        env={"PYTHONHASHSEED": "0", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-    )
-    say("packing the root filesystem")
-    run(
-        ["mkfs.erofs", "-zlz4hc", f"-T{EPOCH}", f"-U{ROOT_UUID}", "--all-root", str(out), str(root)]
-    )
-
-
-def make_initrd(kernel_tree: Path, busybox: Path, out: Path) -> str:
-    """The initramfs; returns the kernel's version."""
-    version = next((kernel_tree / "lib/modules").iterdir()).name
-    archive = Archive(EPOCH)
-    for name in ("bin", "dev", "proc", "sys", "root", "modules", "keys"):
-        archive.directory(name)
-    archive.file("init", (HERE / "guest/init").read_bytes(), 0o755)
-    archive.file("bin/busybox", busybox.read_bytes(), 0o755)
-    order = []
-    for line in (HERE / "modules.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
-            path = kernel_tree / "lib/modules" / version / line
-            archive.file(f"modules/{path.name}", path.read_bytes(), 0o644)
-            order.append(path.name)
-    archive.file("modules/order", "".join(f"{name}\n" for name in order).encode(), 0o644)
-    raw = out.with_suffix(".cpio")
-    raw.write_bytes(archive.close())
-    run(["zstd", "-q", "-19", "-f", "--rm", str(raw), "-o", str(out)])
-    return version
-
-
-def ensure_keys(state: Path) -> Path:
-    """This build host's SSH keys, made once: the guests' host key and the fabric's client key."""
-    keys = state / "keys"
-    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not (keys / "host_key.pub").exists():
-        (keys / "host_key").unlink(missing_ok=True)
-        say("making this build host's guest host key")
-        run(["dropbearkey", "-t", "ed25519", "-f", str(keys / "host_key")])
-        shown = run(["dropbearkey", "-y", "-f", str(keys / "host_key")])
-        line = next(text for text in shown.splitlines() if text.startswith("ssh-ed25519"))
-        (keys / "host_key.pub").write_text(" ".join(line.split()[:2]) + "\n")
-    if not (keys / "client_key").exists():
-        say("making this build host's client key")
-        path = str(keys / "client_key")
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fabric", "-f", path])
-    return keys
-
-
-def add_keys(image: Path, keys: Path) -> None:
-    """boot-initrd.img: the initramfs with this build host's keys behind it (kernels join them)."""
-    archive = Archive(EPOCH)
-    archive.file("keys/host_key", (keys / "host_key").read_bytes(), 0o600)
-    archive.file("keys/authorized_keys", (keys / "client_key.pub").read_bytes(), 0o600)
-    initrd = (image / "initrd.img").read_bytes()
-    padding = bytes(-len(initrd) % 4)
-    boot = image / "boot-initrd.img"
-    boot.touch(mode=0o600)
-    boot.write_bytes(initrd + padding + archive.close())
-    # QEMU runs as libvirt's user: it, and nobody else, must be able to read the host key in there.
+def obtain(packages: list[Package], work: Path) -> list[Package]:
+    """Download and unpack; returns what was really obtained. Raises EnvironmentFault."""
     try:
-        shutil.chown(boot, group="libvirt-qemu")
-        boot.chmod(0o640)
-    except LookupError:
-        boot.chmod(0o600)
-    (image / "host_key.pub").write_text((keys / "host_key.pub").read_text())
+        try:
+            download(packages, work)
+        except EnvironmentFault:
+            # Lists older than the archive name files that are gone: the usual state of a machine
+            # made from an image some weeks ago.
+            packages = refresh_lists()
+            download(packages, work)
+    except EnvironmentFault as exc:
+        cure = "see that `apt-get update` works on this machine, then try again"
+        raise EnvironmentFault(f"the package archive does not deliver: {exc}", cure=cure) from exc
+    for package in packages:
+        target = work / ("kernel" if package.name.startswith("linux-image") else "root")
+        run(["dpkg-deb", "-x", str(work / package.file), str(target)])
+    return packages
 
 
-def build(work: Path, packages: list[Package], digest: str) -> dict[str, object]:
+def build(work: Path, packages: list[Package]) -> dict[str, object]:
     """Make all files in ``work`` and return the manifest."""
-    fetch(packages, work)
+    packages = obtain(packages, work)
     image = work / "image"
     image.mkdir(mode=0o755)
     make_root(work / "root", image / "rootfs.erofs")
     say("packing the initramfs")
     version = make_initrd(work / "kernel", work / "root/bin/busybox", image / "initrd.img")
     shutil.copy(work / "kernel/boot" / f"vmlinuz-{version}", image / "vmlinuz")
-    names = ("vmlinuz", "initrd.img", "rootfs.erofs")
-    files = {
-        name: {"sha256": sha256_of(image / name), "size": (image / name).stat().st_size}
-        for name in names
-    }
-    python = run(["/usr/sbin/chroot", str(work / "root"), "/usr/bin/python3.11", "-V"]).split()[1]
+    paths = [image / name for name in ("vmlinuz", "initrd.img", "rootfs.erofs")]
+    files = {path.name: {"sha256": sha256_of(path), "size": path.stat().st_size} for path in paths}
+    python = run(["/usr/sbin/chroot", str(work / "root"), f"/{PYTHON}", "-V"]).split()[1]
     return {
         "format": FORMAT,
-        "inputs": digest,
+        "inputs": inputs_digest(packages),
         "digest": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
         "files": files,
         "packages": [p.file for p in packages],
@@ -280,12 +141,12 @@ def build(work: Path, packages: list[Package], digest: str) -> dict[str, object]
         "root_format": "erofs",
         "machines": ["microvm", "q35"],
         "memory_mib": 128,
-        "compressed_mib": round(sum((image / name).stat().st_size for name in names) / 2**20, 1),
+        "total_mib": round(sum(path.stat().st_size for path in paths) / 2**20, 1),
     }
 
 
 def install(work: Path, state: Path, manifest: dict[str, object]) -> None:
-    """Swap the finished image in by renames."""
+    """Swap the finished image in by renames; the former one comes back if that fails."""
     image, target, old = work / "image", state / "image", work / "old"
     add_keys(image, ensure_keys(state))
     (image / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
@@ -293,18 +154,25 @@ def install(work: Path, state: Path, manifest: dict[str, object]) -> None:
         os.utime(path, (EPOCH, EPOCH))
     if target.exists():
         target.rename(old)
-    image.rename(target)
+    try:
+        image.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
 
 
 def is_current(state: Path, digest: str) -> bool:
+    """Whether the image there is whole and made from these inputs."""
+    image = state / "image"
     try:
-        manifest = json.loads((state / "image/manifest.json").read_text())
-        present = (state / "keys/client_key").exists()
+        manifest = json.loads((image / "manifest.json").read_text())
+        keys = (state / "keys/client_key", image / "boot-initrd.img", image / "host_key.pub")
         sizes = all(
-            (state / "image" / name).stat().st_size == facts["size"]
+            (image / name).stat().st_size == facts["size"]
             for name, facts in manifest["files"].items()
         )
-        return bool(manifest["inputs"] == digest and present and sizes)
+        return bool(manifest["inputs"] == digest and all(k.exists() for k in keys) and sizes)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -319,39 +187,60 @@ def check_ground(state: Path) -> None:
     state.mkdir(mode=0o755, parents=True, exist_ok=True)
     free = shutil.disk_usage(state).free >> 20
     if free < SPACE_NEEDED_MIB:
-        raise NoSpace(
-            f"{state}: {free} MiB free, building the guest image needs {SPACE_NEEDED_MIB} MiB",
-            cure="free some space there, or name another directory with --output",
-        )
+        raise full(state, f"{free} MiB free")
+
+
+def full(state: Path, what: str) -> NoSpace:
+    """The error of a full disk, naming the filesystem."""
+    mount = state.resolve()
+    while not mount.is_mount():
+        mount = mount.parent
+    return NoSpace(
+        f"filesystem {mount}: {what}, building the guest image in {state} needs "
+        f"{SPACE_NEEDED_MIB} MiB",
+        cure="free some space there or name another directory with --output; "
+        "the former image, if any, is untouched",
+    )
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """One build at a time in a state directory; leftovers of a killed one are removed."""
+    with (state / ".image.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another build is under way: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in state.glob(".image-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
 
 
 def make_image(state: Path, force: bool) -> None:
-    """Build unless what is there was made from the same inputs."""
+    """Build unless what is there was made from the same inputs. Raises EnvironmentFault."""
     check_ground(state)
     started = time.monotonic()
-    try:
-        packages = resolve_packages()
-    except EnvironmentFault:
-        say("refreshing apt's package lists")
-        run(["apt-get", "update", "-qq"])
-        packages = resolve_packages()
-    digest = inputs_digest(packages)
-    if not force and is_current(state, digest):
-        say(f"up to date ({state / 'image'})")
-        return
-    work = Path(tempfile.mkdtemp(prefix=".image-", dir=state))
-    try:
-        manifest = build(work, packages, digest)
-        install(work, state, manifest)
-    except OSError as exc:
-        if exc.errno == errno.ENOSPC:
-            cure = f"free {SPACE_NEEDED_MIB} MiB there; the former image is untouched"
-            raise NoSpace(f"{state}: filesystem full while building", cure=cure) from exc
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with alone(state):
+        try:
+            packages = resolve_packages()
+        except EnvironmentFault:
+            packages = refresh_lists()
+        if not force and is_current(state, inputs_digest(packages)):
+            say(f"up to date ({state / 'image'})")
+            return
+        work = Path(tempfile.mkdtemp(prefix=".image-", dir=state))
+        try:
+            manifest = build(work, packages)
+            install(work, state, manifest)
+        except OSError as exc:
+            if exc.errno == errno.ENOSPC:
+                raise full(state, "full while building") from exc
+            raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     took = time.monotonic() - started
-    say(f"built {state / 'image'}: {manifest['compressed_mib']} MiB, {took:.0f} s")
+    say(f"built {state / 'image'}: {manifest['total_mib']} MiB, {took:.0f} s")
 
 
 def main() -> int:
@@ -360,6 +249,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=default, help="state directory")
     parser.add_argument("--force", action="store_true", help="rebuild even if nothing changed")
     options = parser.parse_args()
+    # A polite kill removes the half-made directory too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         make_image(options.output, options.force)
     except FabricError as exc:

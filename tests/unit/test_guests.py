@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fabric.errors import AgentLost, SpawnFailed
-from fabric.host import guests as guests_module
+from fabric.host import guest as guest_module
 from fabric.host.bundle import Bundle
 from fabric.host.guests import Guest, GuestManager
 from fabric.host.journal import Journal
@@ -210,7 +210,7 @@ def test_an_agent_that_refuses_its_configuration_is_quoted(tmp_path: Path) -> No
 def test_a_mute_agent_fails_with_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(guests_module.AGENT_DEADLINES, "tcg", 0.05)
+    monkeypatch.setitem(guest_module.AGENT_DEADLINES, "tcg", 0.05)
 
     async def scenario(w: World) -> None:
         w.agents.mute = True
