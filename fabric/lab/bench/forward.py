@@ -116,7 +116,10 @@ class _Run:
         for path in (tcp, self._kernel(tcp, TCP_NETWORK)):
             self._note(path.stream(self.plan.seconds * STREAM_TRIALS))
         if self.plan.profile:
-            self._profile(udp, tcp)
+            try:
+                self._profile(udp, tcp)
+            except FabricError as exc:  # the figures are worth having without it
+                self.progress(f"{self.hops} hops: profile broken off: {exc}")
 
     def _note(self, figure: Figure) -> None:
         self.outcome.figures.append(figure)

@@ -4,8 +4,9 @@ Runs in a guest as ``python3 -I -S - JSON``, where it takes the place of the gue
 program, same connection, instructions given by the benchmark. May import: the standard library; the
 agent comes out of the guest's own zip application, at run time, so this file knows its names only.
 
-``{"agent": PATH, "configure": LINE, "seconds": S, "mode": "split"|"calls"}``; answers one JSON
-object. split: wall time per part of the loop, from two clock reads around each part. calls:
+``{"agent": PATH, "configure": LINE, "settle": S, "seconds": S, "mode": MODE}``; answers one
+JSON object. settle: seconds that do not count, for first packets and newly translated code. Mode
+split: wall time per part of the loop, from two clock reads around each part; calls:
 cProfile. Every call costs it extra, so its times tell shares of the Python code, not rates.
 """
 
@@ -32,8 +33,6 @@ PARTS = {
 }
 """Part → what is timed for it."""
 PACKAGES = {"tun": "fabric.agent", "udp": "fabric.agent", "main": "fabric.agent"}
-SETTLE = 0.7
-"""Seconds after the start that do not count: imports, first packets, translation of new code."""
 TOP = 30
 
 
@@ -98,7 +97,6 @@ class Poll:
 
 def main(options: dict[str, Any]) -> dict[str, Any]:
     """See the module docstring."""
-    end_agent(options["agent"])
     sys.path.insert(0, options["agent"])
     modules = {
         name: importlib.import_module(f"{PACKAGES.get(name, 'fabric.routing')}.{name}")
@@ -110,7 +108,9 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
     if not calls:
         instrument(modules, clock)
     host, agent = socket.socketpair()
-    host.sendall(options["configure"].encode())
+    os.set_inheritable(agent.fileno(), True)
+    configure = options["configure"].encode()
+    host.sendall(configure)
     alarms: list[int] = []
 
     def alarm(*_: object) -> None:
@@ -122,12 +122,31 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
             profiler.enable()
 
     signal.signal(signal.SIGALRM, alarm)
-    signal.setitimer(signal.ITIMER_REAL, SETTLE, options["seconds"])
+    signal.setitimer(signal.ITIMER_REAL, options["settle"], options["seconds"])
+    words = ["--control", f"fd:{agent.fileno()}"]
+    end_agent(options["agent"])
     try:
-        modules["main"].main(["--control", f"fd:{agent.fileno()}"])
+        modules["main"].main(words)
     except TimeIsUp:
         profiler.disable()
-    return functions(profiler) if calls else clock.result()
+    result = functions(profiler) if calls else clock.result()
+    host.sendall(configure)
+    leave_agent([sys.executable, "-I", "-S", options["agent"], *words], agent.fileno())
+    return result
+
+
+def leave_agent(argv: list[str], channel: int) -> None:
+    """Start a plain agent that goes on when this process ends: the connection must not stall."""
+    if os.fork():
+        return
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.closerange(3, channel)
+    os.closerange(channel + 1, 256)
+    wait_for_tun()  # the parent still has it
+    os.execv(argv[0], argv)
 
 
 def end_agent(path: str) -> None:
@@ -142,6 +161,11 @@ def end_agent(path: str) -> None:
             continue
         if path.encode() in words:
             os.kill(int(entry), signal.SIGKILL)
+    wait_for_tun()
+
+
+def wait_for_tun() -> None:
+    """Until the TUN device of an ending agent is gone."""
     while os.path.exists("/sys/class/net/fab0"):  # noqa: PTH110
         time.sleep(0.01)
 

@@ -39,6 +39,8 @@ BIN = 0.25
 TCP_CHUNK = 256 * 1024
 CONNECT_TIMEOUT = 180.0
 """Seconds until a connection stands: guests of several hosts may boot one after the other."""
+STALL_TIMEOUT = 30.0
+"""Seconds a stream may stand still."""
 END = b"end"
 """What fabric.lab.bench.guest_loop takes for its end."""
 _SO_RCVBUFFORCE = 33
@@ -101,6 +103,7 @@ class Sender:
             link.settimeout(CONNECT_TIMEOUT)
             link.bind(source)
             link.connect(target)
+            link.settimeout(STALL_TIMEOUT)
             self._sockets[key] = link
         return self._sockets[key]
 

@@ -1,0 +1,29 @@
+"""What the documentation shows must work."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from fabric.host.config import HostConfig
+from fabric.routing.topology import Topology
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("images/*.md")])
+
+
+def test_the_example_configuration_of_a_real_machine_loads() -> None:
+    text = (ROOT / "docs/operating.md").read_text()
+    block = text[text.index("       {\n") : text.index("       }\n") + 9]
+    config = HostConfig.from_json(json.loads(textwrap.dedent(block)))
+    assert Topology.from_json(config.topology).neighbours(config.node)[0].address == "192.0.2.20"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page}: {target}"
