@@ -18,8 +18,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("imag
 
 def test_the_example_configuration_of_a_real_machine_loads() -> None:
     text = (ROOT / "docs/operating.md").read_text()
-    block = text[text.index("       {\n") : text.index("       }\n") + 9]
-    config = HostConfig.from_json(json.loads(textwrap.dedent(block)))
+    block = re.search(r"^ {7}\{\n.*?^ {7}\}\n", text, re.MULTILINE | re.DOTALL)
+    assert block
+    config = HostConfig.from_json(json.loads(textwrap.dedent(block[0])))
     assert Topology.from_json(config.topology).neighbours(config.node)[0].address == "192.0.2.20"
 
 

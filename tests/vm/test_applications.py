@@ -1,4 +1,4 @@
-"""Real, unmodified programs on a lab of real guests: each connection is detected, carried, traced."""
+"""Real, unmodified programs on real guests: each connection is detected, carried and traced."""
 
 from __future__ import annotations
 
@@ -35,6 +35,16 @@ def requests(where: Lab, host: str, **flow: Any) -> list[dict[str, Any]]:
         for e in where.events()
         if (e["host"], e["name"]) == (host, "request")
         and all(e["flow"][key] == value for key, value in flow.items())
+    ]
+
+
+def established(where: Lab, host: str, **flow: Any) -> list[dict[str, Any]]:
+    """Connections a host has a working guest for, whose flow has these values."""
+    return [
+        c
+        for c in where.connections()
+        if (c["host"], c["state"]) == (host, "established")
+        and all(c["flow"][key] == value for key, value in flow.items())
     ]
 
 
@@ -87,9 +97,11 @@ def test_ssh(line: Lab, tmp_path: Path) -> None:
         "-o", "ConnectTimeout=120", "root@h3", "cat | sha256sum",
     )  # fmt: skip
     text = os.urandom(200_000)
-    with line.server("h3", *server, ready=line.listens("h3", 2222)):
-        with line.start("h1", *client, stdin=subprocess.PIPE) as process:
-            out, err = process.communicate(text, timeout=150)
+    with (
+        line.server("h3", *server, ready=line.listens("h3", 2222)),
+        line.start("h1", *client, stdin=subprocess.PIPE) as process,
+    ):
+        out, err = process.communicate(text, timeout=150)
     assert out.split()[0].decode() == hashlib.sha256(text).hexdigest(), err
     assert len(requests(line, "h1", destination_port=2222)) == 1
 
@@ -111,7 +123,8 @@ def test_iperf3(line: Lab, transport: str) -> None:
     moved = end["sum"]["bytes"] if transport == "udp" else end["sum_received"]["bytes"]
     assert moved > 100_000
     flows = requests(line, "h1", destination_port=int(port))
-    assert sorted(e["flow"]["protocol"] for e in flows) == ([6, 6] if transport == "tcp" else [6, 17])
+    kinds = {e["flow"]["protocol"] for e in flows}
+    assert len(flows) >= 2 and kinds == ({6} if transport == "tcp" else {6, 17})
 
 
 def test_a_guest_can_be_entered_and_has_no_other_way_out(line: Lab) -> None:
@@ -119,15 +132,13 @@ def test_a_guest_can_be_entered_and_has_no_other_way_out(line: Lab) -> None:
         try:
             (mine,) = wait_for(
                 "the ping's guest",
-                lambda: [
-                    c for c in line.connections()
-                    if (c["host"], c["state"]) == ("h1", "established") and c["flow"]["protocol"] == 1
-                ],
-            )  # fmt: skip
+                lambda: established(line, "h1", protocol=1, destination="10.77.0.3"),
+            )
             inside = f"{mine['id']}@h1"
             shown = line.fabric("exec", inside, "--", "ip", "-o", "addr").stdout
             assert mine["guest_address"] in shown
-            assert line.fabric("exec", inside, "--", "sh", "-c", "exit 7", check=False).returncode == 7
+            done = line.fabric("exec", inside, "--", "sh", "-c", "exit 7", check=False)
+            assert done.returncode == 7
             # Neither this machine, nor its host's services, nor another host's underlay answers.
             for address in ("172.31.0.1", "10.77.0.1", "192.0.2.1"):
                 tried = line.fabric(
@@ -143,12 +154,8 @@ def test_a_capture_of_a_connection_is_a_pcap(line: Lab) -> None:
         try:
             (mine,) = wait_for(
                 "the ping's guest",
-                lambda: [
-                    c for c in line.connections()
-                    if (c["host"], c["state"]) == ("h1", "established")
-                    and c["flow"]["destination"] == "10.77.0.2"
-                ],
-            )  # fmt: skip
+                lambda: established(line, "h1", protocol=1, destination="10.77.0.2"),
+            )
             environment = {**os.environ, "FABRIC_LAB": line.name}
             words = ["timeout", "4", str(ROOT / ".venv/bin/fabric"), "capture", "h1", mine["id"]]
             pcap = subprocess.run(words, capture_output=True, env=environment, timeout=30).stdout
@@ -199,8 +206,8 @@ def test_beyond_the_limit_programs_are_refused_promptly(tmp_path: Path) -> None:
             try:
                 wait_for("one guest", lambda: len(small.domains()) >= 1)
                 done = small.run("h1", "curl", "-sS", "--max-time", "20", "http://h2:1/")
-                assert done.returncode == 7, "connection refused, at once"
-                assert b"refused" in done.stderr
+                # 7 is a reset; a connection that nobody answers would end with 28, a timeout.
+                assert done.returncode == 7, done.stderr
                 pinged = small.run("h1", "ping", "-c", "1", "-W", "5", "h3")
                 assert pinged.returncode == 1 and b"filtered" in pinged.stdout
             finally:
