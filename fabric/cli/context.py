@@ -91,7 +91,9 @@ def complete_lab(incomplete: str) -> list[str]:
 LabOption = Annotated[
     str | None,
     typer.Option(
-        "--lab", envvar="FABRIC_LAB", help="Which lab; default: the only one that is up.",
+        "--lab",
+        envvar="FABRIC_LAB",
+        help="Which lab; default: the only one that is up.",
         autocompletion=complete_lab,
     ),
 ]

@@ -50,8 +50,11 @@ def up(
     from fabric.lab.topology_file import load_topology
 
     options = Options(
-        run_dir=context.run_dir(), state_dir=context.state_dir(),
-        libvirt_uri=context.libvirt_uri(), tier=tier, idle_timeout=idle_timeout,
+        run_dir=context.run_dir(),
+        state_dir=context.state_dir(),
+        libvirt_uri=context.libvirt_uri(),
+        tier=tier,
+        idle_timeout=idle_timeout,
     )
     spec = LabSpec.from_model(load_topology(file), options)
     if dry_run:
@@ -121,9 +124,14 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
     say(f"lab {found['lab']} ({found['state']}), from {found['file']}")
     rows: Any = (
         (
-            host["host"], host["node"], " ".join(host["addresses"]), host["namespace"],
-            host["orchestrator"]["state"], host["orchestrator"]["pid"],
-            host["connections"], len(host["guests"]),
+            host["host"],
+            host["node"],
+            " ".join(host["addresses"]),
+            host["namespace"],
+            host["orchestrator"]["state"],
+            host["orchestrator"]["pid"],
+            host["connections"],
+            len(host["guests"]),
         )
         for host in found["hosts"]
     )
@@ -134,17 +142,29 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
     )
     rows = (
         (
-            link["a"], link["b"], f"{link['latency_us'] / 1000:g} ms",
+            link["a"],
+            link["b"],
+            f"{link['latency_us'] / 1000:g} ms",
             f"{link['bandwidth_bps'] / 1e6:g} Mb/s" if link["bandwidth_bps"] else "unlimited",
-            f"{link['loss'] * 100:g} %", link["mtu"], link["state"],
+            f"{link['loss'] * 100:g} %",
+            link["mtu"],
+            link["state"],
         )
         for link in found["links"]
     )
     emit_table(("A", "B", "LATENCY", "BANDWIDTH", "LOSS", "MTU", "STATE"), rows, empty="no links")
     rows = (
-        (guest["name"], host["host"], guest["connection"], guest["state"], guest["address"],
-         guest["tap"], guest["spawn_ms"])
-        for host in found["hosts"] for guest in host["guests"]
+        (
+            guest["name"],
+            host["host"],
+            guest["connection"],
+            guest["state"],
+            guest["address"],
+            guest["tap"],
+            guest["spawn_ms"],
+        )
+        for host in found["hosts"]
+        for guest in host["guests"]
     )
     columns = ("GUEST", "HOST", "CONNECTION", "STATE", "ADDRESS", "TAP", "SPAWN MS")
     emit_table(columns, rows, empty="no guests")
@@ -156,8 +176,14 @@ def validate(file: FileArgument, output: OutputOption = Format.TABLE) -> None:
 
     model = load_topology(file)
     if output is Format.JSON:
-        emit_json({"file": str(file), "lab": model.name, "hosts": len(model.hosts),
-                   "links": len(model.links)})
+        emit_json(
+            {
+                "file": str(file),
+                "lab": model.name,
+                "hosts": len(model.hosts),
+                "links": len(model.links),
+            }
+        )
     else:
         say(f"{file}: lab {model.name}, {len(model.hosts)} hosts, {len(model.links)} links: valid")
 

@@ -47,8 +47,9 @@ def run(
     """Run any program on a host, attached to this terminal; its exit code is passed on."""
     recorded = pick_lab(lab)
     namespace = _namespace(recorded, host)
-    environment = {k: v for k, v in os.environ.items()
-                   if k not in ("FABRIC_NEED", "FABRIC_PROTOCOL")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("FABRIC_NEED", "FABRIC_PROTOCOL")
+    }
     if need is not None:
         from fabric.routing.needs import NEEDS
 
@@ -79,8 +80,12 @@ def execute(guest: GuestArgument, command: CommandArgument, lab: LabOption = Non
     enter_netns(_namespace(recorded, host))
     with _raw_terminal() as terminal:
         status = run_command(
-            view["guest_address"], keys, command,
-            stdin=sys.stdin.buffer, stdout=sys.stdout.buffer, stderr=sys.stderr.buffer,
+            view["guest_address"],
+            keys,
+            command,
+            stdin=sys.stdin.buffer,
+            stdout=sys.stdout.buffer,
+            stderr=sys.stderr.buffer,
             terminal=terminal,
         )
     raise typer.Exit(status)

@@ -60,8 +60,8 @@ def build_bundle(package: Path = _PACKAGE, python: str | None = None) -> Bundle:
     compiled = minor == ".".join(platform.python_version_tuple()[:2])
     sources = _closure(package, ENTRY_MODULE)
     buffer = io.BytesIO()
-    # Stored: what zlib makes of the same input differs between its versions. Deflating would save an
-    # emulated guest some 0.1 s of the push, less what inflating costs it.
+    # Stored: what zlib makes of the same input differs between its versions. Deflating would save
+    # an emulated guest some 0.1 s of the push, less what inflating costs it.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, "__main__", _MAIN.encode(), compiled)
         for name, path in sorted(sources.items()):

@@ -144,9 +144,7 @@ class KernelDatapath:
 
     def steer(self, connection: Connection, guest_index: int) -> None:
         flow = connection.local_flow
-        self._steering.steer(
-            guest_index, flows=[flow] if flow else [], connections=[connection.id]
-        )
+        self._steering.steer(guest_index, flows=[flow] if flow else [], connections=[connection.id])
 
     def unsteer(self, connection: Connection) -> None:
         flow = connection.local_flow

@@ -16,6 +16,16 @@ from fabric.errors import ImageInvalid, ImageMissing
 FORMAT = 1
 CURE = "run `make image`"
 CHUNK = 1 << 20
+QUICK_START = (
+    # The kernel's self-tests of its ciphers: 0.35 s under emulation, and 0.13 s in the one below.
+    "cryptomgr.notests",
+    # The second is the key that module signatures are checked with: the image's carry none.
+    "initcall_blacklist=crypto_kdf108_init,load_system_certificate_list",
+    # Grace periods without waiting for ticks: mounts and network devices are made of them.
+    "rcupdate.rcu_expedited=1",
+)
+"""What the kernel need not do in a guest that lives for one connection: 0.6 s of 3.6 s of a boot
+under emulation."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ def kernel_arguments(kind: str, machine: str, tsc_khz: int) -> list[str]:
         "reboot=t",
         "mitigations=off",
         "random.trust_cpu=on",
+        *QUICK_START,
     ]
     if kind == "tcg" and machine == "microvm":
         # A microvm has no PIT to calibrate against: it hangs unless it is told the rate.

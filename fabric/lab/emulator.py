@@ -78,9 +78,7 @@ class Timer:
         self._settime = libc.timerfd_settime
         self._value = (ctypes.c_long * 4)()  # struct itimerspec: interval s, ns; value s, ns
         self._armed: int | None = None
-        self.descriptor: int = libc.timerfd_create(
-            time.CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC
-        )
+        self.descriptor: int = libc.timerfd_create(time.CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
         if self.descriptor < 0:
             number = ctypes.get_errno()
             raise EnvironmentFault(f"timerfd_create: {os.strerror(number)}")
@@ -199,9 +197,7 @@ class Emulator:
         self._directions = list(by_descriptor.values())
         return by_descriptor
 
-    def _loop(
-        self, epoll: select.epoll, timer: Timer, by_descriptor: dict[int, Direction]
-    ) -> None:
+    def _loop(self, epoll: select.epoll, timer: Timer, by_descriptor: dict[int, Direction]) -> None:
         scratch = memoryview(bytearray(FRAME_BYTES))
         while not self._stopping:
             for descriptor, _events in epoll.poll():

@@ -127,9 +127,7 @@ def _links(world: World, live: set[str]) -> Iterator[Leftover]:
 
 
 def _link(world: World, name: str, lab: str) -> Leftover:
-    return Leftover(
-        "link", name, lab, lambda: resources.delete_if_there(world, ROOT, name)
-    )
+    return Leftover("link", name, lab, lambda: resources.delete_if_there(world, ROOT, name))
 
 
 def _hosts_files(world: World, live: set[str]) -> Iterator[Leftover]:

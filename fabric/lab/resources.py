@@ -106,8 +106,12 @@ class GuestBridge(Resource):
         root, alias = world.netlink(), self._owner.alias()
         root.create_bridge(self._host.bridge, alias=alias, mtu=self._mtu)
         root.create_veth(
-            self._outer, names.GUEST_INTERFACE, alias=alias, peer_netns=self._namespace,
-            mtu=self._mtu, master=self._host.bridge,
+            self._outer,
+            names.GUEST_INTERFACE,
+            alias=alias,
+            peer_netns=self._namespace,
+            mtu=self._mtu,
+            master=self._host.bridge,
         )
         for name in (self._host.bridge, self._outer):
             # This machine itself is no party on the guests' bridge.

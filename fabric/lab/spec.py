@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from fabric.lab.model import HostModel, LabModel
 
 _HOST_OPTIONS = (
-    "announce", "guest_memory_mib", "guest_subnet", "idle_timeout", "limits", "spawning", "tier",
+    "announce",
+    "guest_memory_mib",
+    "guest_subnet",
+    "idle_timeout",
+    "limits",
+    "spawning",
+    "tier",
 )
 """What a topology file may say of a host, under the same names as in HostConfig."""
 
@@ -120,9 +126,13 @@ class LabSpec:
             b_name = names.underlay_interface(a, link.b_interface)
             links.append(
                 LinkSpec(
-                    number, End(a, link.a, a_name, link.a_address),
+                    number,
+                    End(a, link.a, a_name, link.a_address),
                     End(b, link.b, b_name, link.b_address),
-                    link.latency_us, link.bandwidth_bps, link.loss, link.mtu,
+                    link.latency_us,
+                    link.bandwidth_bps,
+                    link.loss,
+                    link.mtu,
                 )
             )
         document = topology.to_json()

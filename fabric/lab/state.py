@@ -142,8 +142,10 @@ def _lock(run_dir: Path, wait: float) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before us may have removed the directory: then this lock guards nothing.
-            if os.fstat(descriptor).st_nlink and run_dir.exists() and (
-                os.fstat(descriptor).st_ino == run_dir.stat().st_ino
+            if (
+                os.fstat(descriptor).st_nlink
+                and run_dir.exists()
+                and (os.fstat(descriptor).st_ino == run_dir.stat().st_ino)
             ):
                 return descriptor
         except BlockingIOError:

@@ -99,8 +99,7 @@ def test_starts_and_stops_are_reported_in_order(hypervisor: Hypervisor) -> None:
 
 def test_calls_may_come_from_many_threads(hypervisor: Hypervisor) -> None:
     threads = [
-        threading.Thread(target=lambda i=index: hypervisor.create(xml(i)))
-        for index in range(1, 9)
+        threading.Thread(target=lambda i=index: hypervisor.create(xml(i))) for index in range(1, 9)
     ]
     for thread in threads:
         thread.start()

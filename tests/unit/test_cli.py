@@ -20,36 +20,71 @@ from tests.unit import lab_samples
 from tests.unit.fake_orchestrator import serve
 
 A, B = "00000001aaaaaaaa", "00000001bbbbbbbb"
-FLOW = {"version": 4, "protocol": 6, "source": "10.77.0.1", "source_port": 4000,
-        "destination": "10.77.0.3", "destination_port": 80}
+FLOW = {
+    "version": 4,
+    "protocol": 6,
+    "source": "10.77.0.1",
+    "source_port": 4000,
+    "destination": "10.77.0.3",
+    "destination_port": 80,
+}
 
 
 def view(label: str, role: str, second: int, **more: Any) -> dict[str, Any]:
     base = {
-        "id": label, "role": role, "state": "established", "flow": FLOW, "need": "bandwidth",
-        "application": {"executable": "/usr/bin/curl"}, "protocol": 2, "protocol_name": "wide",
-        "guest": "fabric-g1", "created_at": f"2026-01-01T00:00:{second:02}.000000+00:00",
+        "id": label,
+        "role": role,
+        "state": "established",
+        "flow": FLOW,
+        "need": "bandwidth",
+        "application": {"executable": "/usr/bin/curl"},
+        "protocol": 2,
+        "protocol_name": "wide",
+        "guest": "fabric-g1",
+        "created_at": f"2026-01-01T00:00:{second:02}.000000+00:00",
     }
     return {**base, **more}
 
 
 def trace(label: str, second: int, sequence: int) -> dict[str, Any]:
     at = f"2026-01-01T00:01:{second:02}.000000+00:00"
-    hop = {"host": "h1", "guest": "g1", "received_at": at, "residence_us": 5, "queue": 0,
-           "table_version": 1, "spawn_ms": 90}
-    return {"connection": label, "protocol": 2, "source": "h1", "destination": "h3",
-            "sequence": sequence, "hops": [hop, {**hop, "host": "h3"}]}
+    hop = {
+        "host": "h1",
+        "guest": "g1",
+        "received_at": at,
+        "residence_us": 5,
+        "queue": 0,
+        "table_version": 1,
+        "spawn_ms": 90,
+    }
+    return {
+        "connection": label,
+        "protocol": 2,
+        "source": "h1",
+        "destination": "h3",
+        "sequence": sequence,
+        "hops": [hop, {**hop, "host": "h3"}],
+    }
 
 
 def event(host: str, seq: int, at_us: int, name: str) -> dict[str, Any]:
-    return {"seq": seq, "at": "2026-01-01T00:00:00.000000+00:00", "at_us": at_us, "host": host,
-            "name": name, "connection": A}
+    return {
+        "seq": seq,
+        "at": "2026-01-01T00:00:00.000000+00:00",
+        "at_us": at_us,
+        "host": host,
+        "name": name,
+        "connection": A,
+    }
 
 
 def explained(host: str, role: str, next_host: str | None) -> dict[str, Any]:
     hop = {"host": next_host, "address": "172.31.0.1", "interface": 1, "metric": 1.0}
     return {
-        "connection": A, "host": host, "role": role, "facts": None,
+        "connection": A,
+        "host": host,
+        "role": role,
+        "facts": None,
         "selection": {"rule": "r1", "need": "bandwidth", "protocol": 2, "reason": "rule r1"},
         "table": {"version": 7, "destination": "h3", "entry": [hop] if next_host else []},
         "next_hop": hop if next_host else None,
@@ -140,14 +175,15 @@ def test_explain_walks_the_path(lab: dict[str, Any], capsys: pytest.CaptureFixtu
 
 
 def test_path_order_survives_loops_and_strangers() -> None:
-    loop = {"h3": explained("h3", "transit", "h1"), "h1": explained("h1", "ingress", "h3"),
-            "h2": explained("h2", "transit", None)}
+    loop = {
+        "h3": explained("h3", "transit", "h1"),
+        "h1": explained("h1", "ingress", "h3"),
+        "h2": explained("h2", "transit", None),
+    }
     assert [each["host"] for each in along_path(loop)] == ["h1", "h3", "h2"]
 
 
-def test_events_are_merged_by_time(
-    lab: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_events_are_merged_by_time(lab: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = fabric("events", "-o", "json", capsys=capsys)
     assert code == 0
     names = [json.loads(line)["name"] for line in out.splitlines()]
@@ -247,7 +283,8 @@ def test_help_starts_fast_because_it_imports_little() -> None:
     )
     assert result.stdout.strip() == ""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "fabric.cli.main", "--help"],
-                   capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "fabric.cli.main", "--help"], capture_output=True, check=True
+    )
     # The promise is 0.2 s on an idle machine; this one is shared, and slow is not broken.
     assert time.perf_counter() - started < 5.0

@@ -103,8 +103,17 @@ def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, 
         config.write_text(json.dumps({"links": [entry]}))
         reader, writer = os.pipe()
         emulator = subprocess.Popen(
-            ["ip", "netns", "exec", middle, sys.executable, "-m", "fabric.lab.emulator",
-             str(config), str(writer)],
+            [
+                "ip",
+                "netns",
+                "exec",
+                middle,
+                sys.executable,
+                "-m",
+                "fabric.lab.emulator",
+                str(config),
+                str(writer),
+            ],
             pass_fds=[writer],
         )
         os.close(writer)
@@ -124,9 +133,7 @@ def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, 
 
 def ping(namespace: str, *options: str) -> str:
     command = ["ip", "netns", "exec", namespace, "ping", "-n", "-i", "0.01", *options, "10.9.0.1"]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False
-    ).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
 
 
 @pytest.mark.root
@@ -145,7 +152,8 @@ def test_delay_is_applied_both_ways_and_large_frames_pass(ends: tuple[str, str])
 def test_tcp_passes_intact_at_hundreds_of_megabits(ends: tuple[str, str], tmp_path: Path) -> None:
     server = subprocess.Popen(
         ["ip", "netns", "exec", ends[1], "iperf3", "-s", "-1", "--forceflush"],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert server.stdout is not None
@@ -153,7 +161,10 @@ def test_tcp_passes_intact_at_hundreds_of_megabits(ends: tuple[str, str], tmp_pa
             assert server.poll() is None
         result = subprocess.run(
             ["ip", "netns", "exec", ends[0], "iperf3", "-J", "-c", "10.9.0.1", "-n", "32M"],
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         received = json.loads(result.stdout)["end"]["sum_received"]
         # The bound is far below what it does (2 Gb/s idle): this machine is shared.

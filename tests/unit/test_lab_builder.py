@@ -192,7 +192,11 @@ def test_gc_removes_the_remains_of_a_dead_lab_only(tmp_path: Path, run_dir: Path
     found = gc.collect(run_dir, machine, dry_run=True, only=mine)
     assert {leftover.lab for leftover in found} == {LAB}
     assert {leftover.kind for leftover in found} == {
-        "domain", "namespace", "link", "file", "directory",
+        "domain",
+        "namespace",
+        "link",
+        "file",
+        "directory",
     }
     assert ours() != []
     gc.collect(run_dir, machine, only=mine)

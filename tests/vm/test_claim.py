@@ -107,9 +107,7 @@ def tell(diamond: Lab, need: str, directory: Path) -> Story:
         },
         taps={
             host: [
-                p
-                for p in on_taps
-                if p.interface == index[d["tap"]] and p.connection == connection
+                p for p in on_taps if p.interface == index[d["tap"]] and p.connection == connection
             ]
             for host, d in details.items()
         },

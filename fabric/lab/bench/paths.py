@@ -43,14 +43,18 @@ class Path:
         domains = [seat.domain for seat in self.seats]
         number = next(_runs)
         before = guest_cpu(domains)
-        sent = self.sender.ask(
-            do="udp", source=self.source, target=self.target, size=size, rate=rate,
-            seconds=seconds, run=number,
-        )  # fmt: skip
+        sent = self.send(size, rate, seconds, number)
         got = self.receiver.ask(do="run", run=number)
         after = guest_cpu(domains)
         cpu = after - before if before is not None and after is not None else None
         return Trial.of(size, sent, got, cpu, max(1, len(domains)))
+
+    def send(self, size: int, rate: float, seconds: float, number: int = 0) -> dict[str, Any]:
+        """Only the sending part; ``number`` marks the packets as a trial's."""
+        return self.sender.ask(
+            do="udp", source=self.source, target=self.target, size=size, rate=rate,
+            seconds=seconds, run=number,
+        )  # fmt: skip
 
     def rate(self, size: int, seconds: float) -> Figure:
         """The highest rate of packets of a size; each trial takes ``seconds``."""

@@ -28,8 +28,9 @@ SIZE = 512
 """Bytes of the packets of a UDP profile: their number is what costs, not their size."""
 PRESSURE = 1.3
 """Offered rate over the sustained one: a profile of waiting says little."""
-LEAD = 9.0
-"""Seconds of traffic around the profile: SSH, the start of Python and of the agent."""
+SLICE = 1.0
+"""Seconds of traffic at a time, until the profile is there: nobody knows how long a busy machine
+takes to start Python in a guest."""
 SETTLE = 2.0
 """Seconds that do not count: a TCP stream needs them to recover from the change of agents."""
 _TABLE_VERSION = 1
@@ -65,19 +66,23 @@ def _profile(
     }
     argv = ["python3", "-I", "-S", "-", json.dumps(order)]
 
+    done = threading.Event()
+
     def send() -> None:
         # If it breaks off, the profile shows an idle agent.
         with contextlib.suppress(FabricError):
-            if rate:
-                path.trial(SIZE, rate * PRESSURE, seconds + LEAD)
-            else:
-                path.send_stream(seconds + LEAD)
+            while not done.is_set():
+                if rate:
+                    path.send(SIZE, rate * PRESSURE, SLICE)
+                else:
+                    path.send_stream(SLICE)
 
     thread = threading.Thread(target=send)
     thread.start()
     try:
         answer: dict[str, Any] = json.loads(bed.in_guest(seat, argv, File(guest_profile.__file__)))
     finally:
+        done.set()
         thread.join()
     return answer
 

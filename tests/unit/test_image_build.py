@@ -1,0 +1,102 @@
+"""Building the guest image: what can be decided without a package archive."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fabric.errors import EnvironmentFault, NoSpace
+from images import build, steps
+from images.initramfs import SIGNATURE_TRAILER, unsigned
+
+SIGNATURE = b"rsa" * 100
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory with a whole image made from the inputs "i1"."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/client_key").touch()
+    image = tmp_path / "image"
+    image.mkdir()
+    for name in ("vmlinuz", "boot-initrd.img", "host_key.pub"):
+        (image / name).write_bytes(b"1234")
+    manifest = {"inputs": "i1", "files": {"vmlinuz": {"size": 4, "sha256": "?"}}}
+    (image / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def test_a_whole_image_of_the_same_inputs_is_current(state: Path) -> None:
+    assert build.is_current(state, "i1")
+    assert not build.is_current(state, "i2")
+
+
+@pytest.mark.parametrize(
+    "lost", ["image/vmlinuz", "image/boot-initrd.img", "image/manifest.json", "keys/client_key"]
+)
+def test_an_image_that_lost_a_file_is_not_current(state: Path, lost: str) -> None:
+    (state / lost).unlink()
+    assert not build.is_current(state, "i1")
+
+
+def test_a_shortened_file_is_not_current(state: Path) -> None:
+    (state / "image/vmlinuz").write_bytes(b"12")
+    assert not build.is_current(state, "i1")
+
+
+def test_a_signature_is_cut_off_a_module_and_nothing_else() -> None:
+    facts = bytes(8) + len(SIGNATURE).to_bytes(4, "big")
+    assert unsigned(b"ELF module" + SIGNATURE + facts + SIGNATURE_TRAILER) == b"ELF module"
+    assert unsigned(b"ELF module") == b"ELF module"
+
+
+def test_a_failed_command_tells_its_last_words() -> None:
+    with pytest.raises(EnvironmentFault, match=r"sh failed \(3\): no such luck"):
+        steps.run(["sh", "-c", "echo no such luck >&2; exit 3"])
+
+
+def test_a_command_without_space_is_a_full_disk() -> None:
+    with pytest.raises(OSError) as caught:
+        steps.run(["sh", "-c", "echo 'x: No space left on device' >&2; exit 1"])
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_too_little_space_names_filesystem_and_need(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SPACE_NEEDED_MIB", 1 << 40)
+    monkeypatch.setattr(build, "TOOLS", ())
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(NoSpace, match=r"filesystem /.*needs 1099511627776 MiB"):
+        build.check_ground(state)
+
+
+def test_a_failing_swap_gives_the_former_image_back(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "ensure_keys", lambda state: state / "keys")
+    monkeypatch.setattr(build, "add_keys", lambda image, keys: (image / "gone").touch())
+    work = state / ".image-x"
+    (work / "image").mkdir(parents=True)
+    rename = Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        if self == work / "image":
+            raise OSError(errno.ENOSPC, "full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(OSError, match="full"):
+        build.install(work, state, {"inputs": "i2"})
+    assert build.is_current(state, "i1")
+
+
+def test_leftovers_of_a_killed_build_are_removed(state: Path) -> None:
+    (state / ".image-old/root").mkdir(parents=True)
+    with build.alone(state):
+        assert not (state / ".image-old").exists()
+    assert (state / "image").exists()
