@@ -43,7 +43,8 @@ else
   say "virtual environment: up to date"
 fi
 
-say "libvirt: $(.venv/bin/python -m fabric.host.libvirtd)"
+started=$(.venv/bin/python -c "from fabric.host.libvirtd import ensure_libvirtd; print(ensure_libvirtd())")
+[ "$started" = True ] && say "libvirt: started libvirtd" || say "libvirt: answers"
 say "guest image:"
 .venv/bin/python images/build.py
 say "ready: .venv/bin/fabric"

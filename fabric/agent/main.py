@@ -16,7 +16,17 @@ from fabric.agent.rtnl import RouteNetlink, prepare_guest
 from fabric.agent.session import Session
 from fabric.agent.tun import Tun
 from fabric.agent.udp import Underlay
-from fabric.wire.control import AgentEvent, Configure, Counters, Hello, InstallTable, Query, Traces
+from fabric.wire.control import (
+    AgentEvent,
+    Align,
+    ClockReading,
+    Configure,
+    Counters,
+    Hello,
+    InstallTable,
+    Query,
+    Traces,
+)
 from fabric.wire.packet import PORT
 
 TYPE_CHECKING = False
@@ -156,6 +166,10 @@ class Agent:
                 self._configure(message)
             elif isinstance(message, InstallTable) and self._session is not None:
                 self._session.install(message.table)
+            elif isinstance(message, Align):
+                self._clock.align(message.delta_us, 0)
+            elif isinstance(message, Query) and message.what == "clock":
+                self._channel.send(ClockReading(read_at_us))
             elif isinstance(message, Query) and self._session is not None:
                 if message.what == "traces":
                     self._send_traces(self._session, message.last)

@@ -35,7 +35,11 @@ _QEMU_USERS = ("libvirt-qemu", "qemu")
 """Whom libvirt runs QEMU as: on Debian and Ubuntu, elsewhere."""
 
 
-def answers(uri: str = "qemu:///system") -> bool:
+SYSTEM_URI = "qemu:///system"
+"""The only libvirtd that is started when it does not answer: this machine's."""
+
+
+def answers(uri: str = SYSTEM_URI) -> bool:
     """Whether libvirt answers at ``uri`` now."""
     hypervisor = LibvirtHypervisor(uri)
     try:
@@ -44,7 +48,7 @@ def answers(uri: str = "qemu:///system") -> bool:
         hypervisor.close()
 
 
-def ensure_libvirtd(uri: str = "qemu:///system", deadline: float = START_DEADLINE) -> bool:
+def ensure_libvirtd(uri: str = SYSTEM_URI, deadline: float = START_DEADLINE) -> bool:
     """Have libvirt answer at ``uri`` within ``deadline`` seconds; True if it was started here.
 
     Raises ToolMissing when libvirtd is not installed, HypervisorDown when it does not answer.
@@ -54,6 +58,11 @@ def ensure_libvirtd(uri: str = "qemu:///system", deadline: float = START_DEADLIN
         _start([virtlogd, "-d"])
     if answers(uri):
         return False
+    if uri != SYSTEM_URI:
+        raise HypervisorDown(
+            f"libvirt does not answer at {uri}",
+            cure="start that libvirtd, or leave FABRIC_LIBVIRT_URI unset to use this machine's",
+        )
     libvirtd = _find("libvirtd")
     if libvirtd is None:
         raise ToolMissing(

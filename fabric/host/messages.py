@@ -7,7 +7,7 @@ import: wire, routing, host.connections, host.events.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from fabric.errors import GuestFault, WireError
 from fabric.host.connections import Connection, ConnectionTable, State
@@ -16,11 +16,15 @@ from fabric.host.guests import Guest
 from fabric.host.ports import Clock
 from fabric.routing.protocols import PROTOCOLS
 from fabric.routing.topology import Topology
-from fabric.wire.control import AgentEvent, Counters, Query, Traces
+from fabric.wire.control import AgentEvent, Align, ClockReading, Counters, Query, Traces
 from fabric.wire.packet import FLAG_REPLY, Packet
 
+CLOCK_SAMPLES = 4
 # An agent that is alive answers a question in a few ms, under emulation and load in some 100 ms.
 ANSWER_DEADLINE = 3.0
+
+
+_Answer = TypeVar("_Answer")
 
 
 class GuestMessages:
@@ -33,7 +37,7 @@ class GuestMessages:
         self._topology = topology
         self._events = events
         self._clock = clock
-        self._answers: dict[tuple[int, type], asyncio.Event] = {}
+        self._answers: dict[tuple[int, type], asyncio.Future[Any]] = {}
 
     def on_ready(self, connection: Connection, guest: Guest) -> None:
         """The agent has selected the protocol (step d) and waits for packets."""
@@ -72,8 +76,9 @@ class GuestMessages:
             self._events.emit(
                 message.name, connection.label, **{"guest": guest.name, **message.fields}
             )
-        if (waiting := self._answers.get((connection.id, type(message)))) is not None:
-            waiting.set()
+        waiting = self._answers.get((connection.id, type(message)))
+        if waiting is not None and not waiting.done():
+            waiting.set_result(message)
 
     def _on_counters(self, connection: Connection, message: Counters) -> None:
         before = connection.counters
@@ -134,12 +139,41 @@ class GuestMessages:
         except (TimeoutError, GuestFault, OSError):
             self._events.emit("agent-silent", connection.label, guest=guest.name)
 
-    async def _ask(self, connection: Connection, guest: Guest, query: Query, answer: type) -> None:
-        key = (connection.id, answer)
-        waiting = self._answers.setdefault(key, asyncio.Event())
-        waiting.clear()
+    async def align(self, connection: Connection) -> None:
+        """Set the agent's clock as closely as the channel allows.
+
+        Configure set it by its arrival, which is late by the way through the channel and the
+        guest's wake-up. Of a few questions the one answered soonest has the least of both (RFC
+        5905, section 10: the clock filter); half its round trip is the error that stays.
+        """
+        guest = connection.guest
+        if guest is None:
+            return
+        samples: list[tuple[int, int]] = []
         try:
-            guest.send(query)
-            await asyncio.wait_for(waiting.wait(), ANSWER_DEADLINE)
+            for _ in range(CLOCK_SAMPLES):
+                sent = self._clock.unix_us()
+                answer = await self._ask(connection, guest, Query(what="clock"), ClockReading)
+                received = self._clock.unix_us()
+                samples.append((received - sent, (sent + received) // 2 - answer.now_us))
+            round_trip_us, delta_us = min(samples)
+            guest.send(Align(delta_us=delta_us))
+        except (TimeoutError, GuestFault, OSError):
+            self._events.emit("agent-silent", connection.label, guest=guest.name)
+            return
+        fields = {"delta_us": delta_us, "round_trip_us": round_trip_us}
+        self._events.emit("clock-aligned", connection.label, guest=guest.name, **fields)
+
+    async def _ask(
+        self, connection: Connection, guest: Guest, query: Query, answer: type[_Answer]
+    ) -> _Answer:
+        """The answer to a question. Raises TimeoutError, GuestFault."""
+        key = (connection.id, answer)
+        if (waiting := self._answers.get(key)) is None:
+            waiting = self._answers[key] = asyncio.get_running_loop().create_future()
+        guest.send(query)
+        try:
+            async with asyncio.timeout(ANSWER_DEADLINE):
+                return cast(_Answer, await asyncio.shield(waiting))
         finally:
             self._answers.pop(key, None)

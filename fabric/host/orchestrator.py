@@ -306,6 +306,7 @@ class Orchestrator:
             self._give_up(connection, str(exc))
             return
         self.events.emit("steering-installed", connection.label, guest=guest.name)
+        self._start(self.messages.align(connection))
 
     def _give_up(self, connection: Connection, why: str) -> None:
         first = connection.held[0] if connection.held else None

@@ -2,8 +2,8 @@
 
 Owns: the messages and their codec. May import: fabric.wire.errors, fabric.wire.fact, json.
 
-host → agent: Configure, InstallTable, Query.
-agent → host: Hello, Ready, AgentEvent, Counters, Traces.
+host → agent: Configure, InstallTable, Query, Align.
+agent → host: Hello, Ready, AgentEvent, Counters, Traces, ClockReading.
 A line is ``{"type": NAME, …fields}``. Fields a receiver does not know are ignored, so that a newer
 host can talk to an older agent; fields it lacks and that have no default are an error.
 """
@@ -62,10 +62,16 @@ class InstallTable(Fact):
 
 
 class Query(Fact):
-    """Ask for ``counters`` or for the ``last`` newest ``traces``."""
+    """Ask for ``counters``, the ``last`` newest ``traces``, or a reading of the ``clock``."""
 
     what: str
     last: int = 256
+
+
+class Align(Fact):
+    """Move the agent's clock forward by what the host found it to lack, µs."""
+
+    delta_us: int
 
 
 class Hello(Fact):
@@ -111,10 +117,21 @@ class Traces(Fact):
     traces: list[str]
 
 
-Message = Configure | InstallTable | Query | Hello | Ready | AgentEvent | Counters | Traces
+class ClockReading(Fact):
+    """The agent's clock when it read the question, Unix µs."""
+
+    now_us: int
+
+
+ToAgent = Configure | InstallTable | Query | Align
+ToHost = Hello | Ready | AgentEvent | Counters | Traces | ClockReading
+Message = ToAgent | ToHost
 MESSAGES: dict[str, type[Fact]] = {
     cls.__name__: cls
-    for cls in (Configure, InstallTable, Query, Hello, Ready, AgentEvent, Counters, Traces)
+    for cls in (
+        *(Configure, InstallTable, Query, Align),
+        *(Hello, Ready, AgentEvent, Counters, Traces, ClockReading),
+    )
 }
 
 

@@ -61,6 +61,13 @@ class Plan:
         if self.seconds <= 0:
             raise UserError("a trial must last some seconds")
 
+    @property
+    def profiled_hops(self) -> int | None:
+        """Where the profile is taken: the shortest path with a relay, if there is one."""
+        if not self.profile:
+            return None
+        return min((hops for hops in self.hops if hops > 1), default=self.hops[0])
+
 
 @dataclass
 class Outcome:
@@ -115,7 +122,7 @@ class _Run:
                     self._note(path.rate(size, self.plan.seconds))
         for path in (tcp, self._kernel(tcp, TCP_NETWORK)):
             self._note(path.stream(self.plan.seconds * STREAM_TRIALS))
-        if self.plan.profile:
+        if self.hops == self.plan.profiled_hops:
             try:
                 self._profile(udp, tcp)
             except FabricError as exc:  # the figures are worth having without it

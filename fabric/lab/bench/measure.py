@@ -111,12 +111,13 @@ def sustained_rate(trial: Callable[[float], Trial], start: float) -> tuple[Trial
         while (rate := low * 2) <= HIGHEST and holds(rate):
             low = rate
     else:
-        while (rate := rate / 2) >= LOWEST and not holds(rate):
-            pass
-        low = rate
+        low = 0.0
+        while rate > LOWEST and not low:
+            rate = max(rate / 2, LOWEST)
+            low = rate if holds(rate) else 0.0
     for step in range(1, CLOSING_STEPS + 1):
         rate = low * 2 ** (0.5**step)
-        if low >= LOWEST and holds(rate):
+        if low and holds(rate):
             low = rate
     good = [each for each in trials if each.sustained] or trials
     return max(good, key=lambda each: each.delivered), trials
