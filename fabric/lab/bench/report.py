@@ -61,7 +61,7 @@ def split_rows(results: Iterable[dict[str, Any]]) -> list[Row]:
     for each in results:
         if each["kind"] != "profile" or each["mode"] != "split":
             continue
-        packets, ticks = max(1, each["packets"]), max(1, sum(each["machine"].values()))
+        packets, ticks = max(1, each["packets"]), max(1, sum(each["ticks"].values()))
         parts = [each["seconds"][part] / packets * 1e6 for part in _PARTS]
         wall = each["wall"]
         found.append(
@@ -73,8 +73,8 @@ def split_rows(results: Iterable[dict[str, Any]]) -> list[Row]:
                 *(_number(part, 0) for part in parts),
                 _number(each["user"] / wall, 0, 100),
                 _number(each["system"] / wall, 0, 100),
-                _number((each["machine"]["softirq"] + each["machine"]["irq"]) / ticks, 0, 100),
-                _number(each["machine"]["idle"] / ticks, 0, 100),
+                _number((each["ticks"]["softirq"] + each["ticks"]["irq"]) / ticks, 0, 100),
+                _number(each["ticks"]["idle"] / ticks, 0, 100),
             )
         )
     return found
