@@ -18,6 +18,11 @@ from fabric.wire.inner import FiveTuple
 if TYPE_CHECKING:
     from fabric.host.guests import Guest
 
+# Seconds a connection stays after both ends closed it: late segments and the last look at it.
+CLOSING_LINGER = 5.0
+# Seconds an unanswered connection waits at least: guests further on may still be booting, and TCP
+# sends its SYN again after up to 32 s (RFC 6298 with the usual five or six tries).
+OPENING_PATIENCE = 65.0
 # Ended connections kept for `fabric trace` and `fabric explain`.
 HISTORY = 256
 # Traces kept per connection; the agent's own ring has the same length.
@@ -95,6 +100,18 @@ class Connection:
         if self.flow is None or self.role is Role.TRANSIT:
             return None
         return self.flow if self.role is Role.INGRESS else self.flow.reversed()
+
+    @property
+    def answered(self) -> bool:
+        """Whether packets came from the far side already, as far as the agent has told."""
+        far = "application_in" if self.role is Role.EGRESS else "packets_in"
+        return self.counters.get(far, 0) > 0
+
+    def idle_limit(self, idle_timeout: float) -> float:
+        """Seconds without a packet after which the connection ends here."""
+        if self.closing:
+            return min(idle_timeout, CLOSING_LINGER)
+        return idle_timeout if self.answered else max(idle_timeout, OPENING_PATIENCE)
 
     def remember_trace(self, key: tuple[bool, int], trace: dict[str, Any]) -> None:
         """Keep a trace, newest last, at most TRACES of them."""

@@ -39,8 +39,6 @@ from fabric.wire.packet import (
 
 log = logging.getLogger(__name__)
 
-# How long a connection stays after both ends closed it: late segments and the last look at it.
-CLOSING_LINGER = 5.0
 # How often a lost guest is replaced before the connection is given up.
 MAX_SPAWNS = 4
 
@@ -360,10 +358,7 @@ class Orchestrator:
             if connection.state is not State.ESTABLISHED and self.config.spawning:
                 continue
             quiet = now - connection.last_active
-            limit = self.config.idle_timeout
-            if connection.closing:
-                limit = min(limit, CLOSING_LINGER)
-            if quiet >= limit:
+            if quiet >= connection.idle_limit(self.config.idle_timeout):
                 why = "closed" if connection.closing else "idle"
                 self.events.emit("idle", connection.label, quiet_s=round(quiet, 3), why=why)
                 connection.last_active = now

@@ -12,9 +12,16 @@ import pytest
 
 from fabric.errors import SpawnFailed
 from fabric.host.config import HostConfig, Limits
-from fabric.host.connections import Connection, HeldPacket, Role, State
+from fabric.host.connections import (
+    CLOSING_LINGER,
+    OPENING_PATIENCE,
+    Connection,
+    HeldPacket,
+    Role,
+    State,
+)
 from fabric.host.events import EventLog
-from fabric.host.orchestrator import CLOSING_LINGER, Orchestrator
+from fabric.host.orchestrator import Orchestrator
 from fabric.routing.policy import ApplicationFacts, Policy
 from fabric.routing.protocols import compute_table
 from fabric.routing.topology import Link, Node, Topology
@@ -387,6 +394,7 @@ def test_idle_connections_end_steering_first() -> None:
         world = World(idle_timeout=10)
         world.miss(syn())
         await settle()
+        world.only().counters = {"packets_in": 1}
         world.clock.now += 9
         world.orchestrator.sweep()
         assert len(world.orchestrator.connections) == 1
@@ -395,6 +403,22 @@ def test_idle_connections_end_steering_first() -> None:
         await settle()
         assert len(world.orchestrator.connections) == 0
         assert world.datapath.names()[-1] == "unsteer" and world.guests.destroyed == ["g1"]
+
+    run(story())
+
+
+def test_an_unanswered_connection_waits_for_guests_further_on() -> None:
+    async def story() -> None:
+        world = World(idle_timeout=10)
+        world.miss(syn())
+        await settle()
+        world.clock.now += OPENING_PATIENCE - 1
+        world.orchestrator.sweep()
+        assert len(world.orchestrator.connections) == 1
+        world.clock.now += 1
+        world.orchestrator.sweep()
+        await settle()
+        assert len(world.orchestrator.connections) == 0
 
     run(story())
 
