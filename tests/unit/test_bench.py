@@ -85,7 +85,7 @@ def test_overload_that_only_fills_queues_is_not_sustained() -> None:
 
 def test_ratios_compare_like_with_like() -> None:
     def figure(hops: int, kind: str, size: int, rate: float) -> Any:
-        return udp_figure(hops, kind, size, Trial(rate, rate, 0.0, rate * size * 8 / 1e6), [])
+        return udp_figure(hops, kind, size, Trial(rate, rate, 0.0, rate * size * 8 / 1e6), [], 0.5)
 
     figures = [
         figure(1, "fabric", 512, 100), figure(1, "kernel", 512, 400), figure(1, "loop", 512, 200),
@@ -97,15 +97,15 @@ def test_ratios_compare_like_with_like() -> None:
 
 
 def test_a_stream_is_judged_by_its_whole_quarter_seconds() -> None:
-    figure = stream_figure(1, "fabric", {"bin": BIN, "bytes": [1, 250_000, 750_000, 3]})
+    figure = stream_figure(1, "fabric", {"bin": BIN, "bytes": [1, 250_000, 750_000, 3]}, 0.5)
     assert figure.mbit_s == 16.0
     assert len(figure.series) == 4
-    assert stream_figure(1, "fabric", {"bin": BIN, "bytes": []}).mbit_s == 0.0
+    assert stream_figure(1, "fabric", {"bin": BIN, "bytes": []}, 0.5).mbit_s == 0.0
 
 
 def test_results_become_a_table() -> None:
     trial = Trial(100, 99.0, 0.005, 0.4, {"p50": 1500, "p99": None}, 80.0)
-    result = udp_figure(2, "fabric", 512, trial, [trial]).to_json()
+    result = udp_figure(2, "fabric", 512, trial, [trial], 0.5).to_json()
     (row,) = rows([result, {"kind": "profile"}])
     assert row[:8] == (2, "fabric", "udp 512 B", "99", "0.4", "0.50", "1.5", "")
     assert markdown(COLUMNS, [row]).count("\n") == 3

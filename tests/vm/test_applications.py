@@ -186,7 +186,12 @@ def test_eight_parallel_fetches_are_eight_connections(line: Lab, tmp_path: Path)
         assert body == contents[number], f"fetch {number} got other bytes"
     flows = requests(line, "h1", destination_port=8200)
     ids = {e["connection"] for e in flows}
-    assert len(ids) == len(flows) == 8
+    story = [
+        (e["at"], e["name"], e.get("why"), e["connection"])
+        for e in line.events()
+        if e["host"] == "h1" and e["connection"] in ids
+    ]
+    assert len(ids) == len(flows) == 8, story
     for host in ("h1", "h2"):
         mine = [c for c in line.connections() if c["host"] == host and c["id"] in ids]
         assert len({c["guest"] for c in mine}) == 8
