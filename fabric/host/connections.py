@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from fabric.routing.policy import ApplicationFacts
-from fabric.wire.inner import FiveTuple
+from fabric.wire.inner import TCP, FiveTuple, begins_connection
 
 if TYPE_CHECKING:
     from fabric.host.guests import Guest
@@ -100,6 +100,15 @@ class Connection:
         if self.flow is None or self.role is Role.TRANSIT:
             return None
         return self.flow if self.role is Role.INGRESS else self.flow.reversed()
+
+    def supersede(self, held: HeldPacket) -> None:
+        """Forget SYNs that ``held`` sends again: only the newest gives a true round-trip time. An
+        old one's timestamp would come back (RFC 7323) and make a sender that loses its next packet
+        wait for minutes."""
+        tcp = self.flow is not None and self.flow.protocol == TCP
+        if tcp and held.upstream is None and begins_connection(held.data):
+            kept = (h for h in self.held if h.upstream is not None or not begins_connection(h.data))
+            self.held = deque(kept)
 
     @property
     def answered(self) -> bool:

@@ -112,6 +112,7 @@ class Orchestrator:
             self._hold(connection, held)
 
     def _hold(self, connection: Connection, held: HeldPacket) -> None:
+        connection.supersede(held)
         limits = self.config.limits
         full = len(connection.held) >= limits.held_packets
         if full or self.connections.held_packets() >= limits.held_total:

@@ -47,6 +47,13 @@ def syn(source: str = "10.77.0.1", destination: str = "10.77.0.3", port: int = 4
     return ip + tcp + bytes([0x50, 0x02, 0xFF, 0xFF, 0, 0, 0, 0])
 
 
+def data(text: bytes) -> bytes:
+    """A segment of the same flow with the ACK flag and a payload."""
+    segment = bytearray(syn())
+    segment[33] = 0x10
+    return bytes(segment) + text
+
+
 class FakeClock:
     def __init__(self) -> None:
         self.now = 1000.0
@@ -172,7 +179,7 @@ def test_a_request_is_detected_once_and_its_packets_released_in_order() -> None:
     async def story() -> None:
         world = World()
         world.guests.gate.clear()
-        first, second = syn(), syn() + b"again"
+        first, second = data(b"first"), data(b"second")
         world.miss(first, second)
         await settle()
         assert world.names().count("request") == 1
@@ -183,6 +190,19 @@ def test_a_request_is_detected_once_and_its_packets_released_in_order() -> None:
         assert world.datapath.calls[2][0] == "steer"
         order = [n for n in world.names() if n in ("request", "facts", "agent-ready", "released")]
         assert order == ["request", "facts", "agent-ready", "released"]
+
+    run(story())
+
+
+def test_a_syn_sent_again_replaces_the_held_one() -> None:
+    async def story() -> None:
+        world = World()
+        world.guests.gate.clear()
+        world.miss(syn() + b"old", syn() + b"new")
+        world.guests.gate.set()
+        await settle()
+        delivered = [packet for name, packet in world.datapath.calls if name == "deliver"]
+        assert delivered == [syn() + b"new"]
 
     run(story())
 
@@ -274,7 +294,7 @@ def test_held_packets_are_bounded_per_connection() -> None:
     async def story() -> None:
         world = World(limits=Limits(held_packets=2))
         world.guests.gate.clear()
-        world.miss(syn(), syn(), syn(), syn())
+        world.miss(data(b"1"), data(b"2"), data(b"3"), data(b"4"))
         assert len(world.only().held) == 2 and world.only().held_dropped == 2
         assert world.names().count("held-overflow") == 1
 
