@@ -34,6 +34,8 @@ PARTS = {
 """Part → what is timed for it."""
 PACKAGES = {"tun": "fabric.agent", "udp": "fabric.agent", "main": "fabric.agent"}
 TOP = 30
+READY_LIMIT = 60.0
+"""Seconds for the agent to take its instructions."""
 
 
 class TimeIsUp(BaseException):
@@ -122,7 +124,16 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
             profiler.enable()
 
     signal.signal(signal.SIGALRM, alarm)
-    signal.setitimer(signal.ITIMER_REAL, options["settle"], options["seconds"])
+    # On a busy machine nobody knows how long the agent takes to be ready.
+    signal.setitimer(signal.ITIMER_REAL, READY_LIMIT, options["seconds"])
+    agent_class = modules["main"].Agent
+    configure_agent = agent_class._configure
+
+    def ready(*arguments: Any) -> None:
+        configure_agent(*arguments)
+        signal.setitimer(signal.ITIMER_REAL, options["settle"], options["seconds"])
+
+    agent_class._configure = ready
     words = ["--control", f"fd:{agent.fileno()}"]
     end_agent(options["agent"])
     try:

@@ -79,7 +79,11 @@ class Figure:
     loss: float | None
     series: list[Any]
     """The trials of a rate search, or Mb/s of each quarter second of a stream, in order."""
+    load: float
+    """Load average of the machine at the end of the measurement: beyond its number of processors,
+    the figure is that of a share of the machine."""
     delay_us: dict[str, int | None] | None = None
+    """Between sending and arrival at that rate: full queues are part of it."""
     guest_cpu_us_per_packet: float | None = None
     ratio_to_kernel: float | None = None
     ratio_to_loop: float | None = None
@@ -123,21 +127,23 @@ def sustained_rate(trial: Callable[[float], Trial], start: float) -> tuple[Trial
     return max(good, key=lambda each: each.delivered), trials
 
 
-def udp_figure(hops: int, kind: str, size: int, best: Trial, trials: Iterable[Trial]) -> Figure:
+def udp_figure(
+    hops: int, kind: str, size: int, best: Trial, trials: Iterable[Trial], load: float
+) -> Figure:
     """A figure of a rate search."""
     return Figure(
         hops, kind, "udp", size, best.delivered, best.mbit_s, best.loss,
-        [asdict(each) for each in trials], best.delay_us, best.guest_cpu_us,
+        [asdict(each) for each in trials], load, best.delay_us, best.guest_cpu_us,
     )  # fmt: skip
 
 
-def stream_figure(hops: int, kind: str, report: dict[str, Any]) -> Figure:
+def stream_figure(hops: int, kind: str, report: dict[str, Any], load: float) -> Figure:
     """A figure of a TCP stream: mean of the series without its first and last quarter second, which
     are not whole."""
     series = [round(octets * 8 / report["bin"] / 1e6, 2) for octets in report["bytes"]]
     whole = series[1:-1] or series
     mean = round(sum(whole) / len(whole), 2) if whole else 0.0
-    return Figure(hops, kind, "tcp", None, None, mean, None, series)
+    return Figure(hops, kind, "tcp", None, None, mean, None, series, load)
 
 
 def add_ratios(figures: list[Figure]) -> None:

@@ -6,6 +6,7 @@ Owns: Path. May import: host, lab.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,11 @@ from fabric.lab.bench.measure import (
 
 _runs = itertools.count(1)
 """Numbers the trials of a process: a late packet must not count for the next one."""
+
+
+def load_average() -> float:
+    """Of the last minute."""
+    return round(os.getloadavg()[0], 1)
 
 
 @dataclass
@@ -61,13 +67,13 @@ class Path:
         best, trials = sustained_rate(lambda rate: self.trial(size, rate, seconds), self.guess)
         # Bigger packets are hardly more work here: the next size starts near this one's answer.
         self.guess = best.delivered
-        return udp_figure(self.hops, self.kind, size, best, trials)
+        return udp_figure(self.hops, self.kind, size, best, trials, load_average())
 
     def stream(self, seconds: float) -> Figure:
         """One TCP stream."""
         self.receiver.ask(do="stream")  # forget what an earlier one left
         self.send_stream(seconds)
-        return stream_figure(self.hops, self.kind, self.receiver.ask(do="stream"))
+        return stream_figure(self.hops, self.kind, self.receiver.ask(do="stream"), load_average())
 
     def send_stream(self, seconds: float) -> dict[str, Any]:
         """Only the sending part; 0 seconds: only connect."""

@@ -19,7 +19,7 @@ from fabric.host.image import load_image
 
 COLUMNS = (
     "HOPS", "PATH", "WHAT", "PACKETS/S", "MB/S", "LOSS %", "DELAY P50 MS", "P99 MS",
-    "GUEST CPU US/PACKET", "OF KERNEL", "OF LOOP",
+    "GUEST CPU US/PACKET", "OF KERNEL", "OF LOOP", "LOAD",
 )  # fmt: skip
 SPLIT_COLUMNS = (
     "ROLE", "WHAT", "PACKETS/S", "PER BURST", "READ US", "ENGINE US", "WRITE US", "TIMER US",
@@ -50,6 +50,7 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
                 _number(each["guest_cpu_us_per_packet"], 0),
                 _number(each["ratio_to_kernel"], 3),
                 _number(each["ratio_to_loop"], 3),
+                _number(each["load"], 1),
             )
         )
     return found
