@@ -11,6 +11,7 @@ from pathlib import Path
 from fabric.errors import ProvisionFailed
 from fabric.host.config import HostConfig
 from fabric.host.domain_xml import DomainSpec
+from fabric.host.domains import DomainHandle
 from fabric.host.hypervisor_fake import FakeHypervisor
 from fabric.host.identity import GuestIdentity
 from fabric.wire.control import (
@@ -161,8 +162,8 @@ class ServingHypervisor(FakeHypervisor):
         self.config = config
         self.loop = asyncio.get_running_loop()
 
-    def create(self, xml: str):  # type: ignore[no-untyped-def]
-        handle = super().create(xml)
+    def create(self, xml: str, *, paused: bool = False) -> DomainHandle:
+        handle = super().create(xml, paused=paused)
         mark = self.domains[handle.name]
         assert mark is not None
         identity = GuestIdentity.derive(self.config, mark.index)

@@ -108,7 +108,7 @@ def test_ownership_is_written_before_anything_exists(tmp_path: Path) -> None:
         seen: list[int] = []
         create = w.hypervisor.create
 
-        def watched(xml: str) -> Any:
+        def watched(xml: str, *, paused: bool = False) -> Any:
             with Journal(tmp_path / "copy") as copy:
                 copy.close()
             (tmp_path / "copy").write_bytes(w.journal.read_bytes())
