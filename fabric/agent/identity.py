@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 GATEWAY_V6 = "fe80::1"
 SAMPLE_SIZE = 32
 """Random bytes behind :attr:`Identified.sample`: two equal ones mean equal generators."""
+WALL_CLOCK_SLACK_US = 1_000_000
+"""µs the guest's wall clock may be wrong before it is set."""
 NOWHERE = "0.0.0.0"
 _RANDOM_DEVICE = "/dev/urandom"
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
@@ -43,14 +45,13 @@ def forget(uplink: str) -> Quiesced:
 
 
 def assume(message: Identify, uplink: str, *, ipv6: bool) -> Identified:
-    """Stir in the host's randomness, take the identity, bring the link up.
+    """Stir in the host's randomness, take the identity, bring the link up; it is down before.
 
-    Raises OSError, KernelLacks, ValueError (an identity that makes no sense).
+    The connection waits for this, so nothing is done here that could be done later. Raises OSError,
+    KernelLacks, ValueError (an identity that makes no sense).
     """
     stir(bytes.fromhex(message.entropy))
-    time.clock_settime(time.CLOCK_REALTIME, message.host_now_us / 1e6)
     with RouteNetlink() as network:
-        network.set_down(uplink)
         network.set_mac(uplink, message.mac)
         network.set_mtu(uplink, message.mtu)
         network.set_address(uplink, message.address)
@@ -60,6 +61,13 @@ def assume(message: Identify, uplink: str, *, ipv6: bool) -> Identified:
             network.main_route(uplink, socket.AF_INET6, GATEWAY_V6)
         mac, address = network.mac(uplink), network.address(uplink)
     return Identified(mac, address, sample())
+
+
+def set_wall_clock(now_us: int) -> None:
+    """Set the guest's clock, for logs and SSH, when a copy woke up in the past; the agent's own
+    does not depend on it. 20 ms under emulation: not before the connection is served."""
+    if abs(time.time_ns() // 1000 - now_us) > WALL_CLOCK_SLACK_US:
+        time.clock_settime(time.CLOCK_REALTIME, now_us / 1e6)
 
 
 def stir(entropy: bytes, device: str = _RANDOM_DEVICE) -> None:

@@ -76,6 +76,7 @@ class Agent:
         self._poll = select.epoll()
         self._poll.register(channel, _READ)
         self._channel_mask = _READ  # 0: at rest until the clock says so
+        self._copied = False
         self.ipv6 = False
         """Whether the guest's kernel speaks it."""
 
@@ -173,6 +174,7 @@ class Agent:
                 self._session.install(message.table)
             elif isinstance(message, Align):
                 self._clock.align(message.delta_us, 0)
+                self._set_wall_clock()
             elif isinstance(message, Identify):
                 self._clock.align(message.host_now_us, read_at_us)
                 self._identify(message)
@@ -221,6 +223,14 @@ class Agent:
         from fabric.agent import identity
 
         self._channel.send(identity.assume(message, self._uplink, ipv6=self.ipv6))
+        self._copied = True
+
+    def _set_wall_clock(self) -> None:
+        if not self._copied:
+            return  # it booted with a clock, or does not run in a guest of its own at all
+        from fabric.agent import identity
+
+        identity.set_wall_clock(self._clock.now_us())
 
     def _report(self, session: Session) -> None:
         forwarder = session.forwarder

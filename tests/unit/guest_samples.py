@@ -19,7 +19,11 @@ from fabric.wire.control import (
     Configure,
     Decoder,
     Hello,
+    Identified,
+    Identify,
     Message,
+    Quiesce,
+    Quiesced,
     Ready,
     encode,
 )
@@ -99,6 +103,11 @@ class FakeAgents:
     """How many of the next guests have no SSH server."""
     refusing: int = 0
     """How many of the next agents cannot use their configuration."""
+    clinging: bool = False
+    """Agents keep an address when they are told to be nobody."""
+    confused: bool = False
+    """Copies keep their template's MAC."""
+    copies: int = 0
     mute: bool = False
     """Agents start and never say anything."""
     clients: dict[str, asyncio.StreamWriter] = field(default_factory=dict)
@@ -117,18 +126,26 @@ class FakeAgents:
                 while data := await reader.read(65536):
                     for message in decoder.feed(data):
                         self.heard.append(message)
-                        if isinstance(message, Configure):
-                            self._answer(writer, message)
+                        self._answer(writer, message)
 
         guest.channel.parent.mkdir(parents=True, exist_ok=True)
         self.servers[guest.channel] = await asyncio.start_unix_server(client, guest.channel)
 
-    def _answer(self, writer: asyncio.StreamWriter, message: Configure) -> None:
-        if self.refusing:
+    def _answer(self, writer: asyncio.StreamWriter, message: Message) -> None:
+        answer: Message | None = None
+        if isinstance(message, Quiesce):
+            answer = Quiesced(["10.0.0.1/8"] if self.clinging else [])
+        elif isinstance(message, Identify):
+            self.copies += 1
+            mac = "02:00:00:00:00:00" if self.confused else message.mac
+            answer = Identified(mac, message.address, f"sample {self.copies}")
+        elif isinstance(message, Configure) and self.refusing:
             self.refusing -= 1
-            writer.write(encode(AgentEvent("agent-error", {"error": "no table"}, 0)))
-            return
-        writer.write(encode(Ready(message.connection, 0, "shortest", "default", "", "test", 1)))
+            answer = AgentEvent("agent-error", {"error": "no table"}, 0)
+        elif isinstance(message, Configure):
+            answer = Ready(message.connection, 0, "shortest", "default", "", "test", 1)
+        if answer is not None:
+            writer.write(encode(answer))
 
     async def reach(self, address: str, timeout: float) -> socket.socket:
         if self.unreachable:
