@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build the guest image from Debian packages: kernel, initramfs, read-only root, manifest, keys.
 
-    images/build.py [--output DIR] [--force]
+    images/build.py [--output DIR] [--sources FILE] [--force]
 
 Inputs: packages.txt (resolved by this machine's apt), the other lists beside it, guest/*, the
 scripts themselves. The same inputs give the same digests: fixed times, owners and orders,
@@ -18,7 +18,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -26,14 +25,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import EnvironmentFault, FabricError, NoSpace, NotRoot, ToolMissing
 from fabric.host.image import FORMAT, sha256_of
+from images.archive import RELEASE, Package, PackageArchive
 from images.initramfs import add_keys, ensure_keys, make_initrd
 from images.root import make_root
-from images.steps import EPOCH, HERE, PYTHON, listed, run, say
+from images.steps import EPOCH, HERE, PYTHON, run, say
 
 DEFAULT_STATE = Path("/var/lib/fabric")
 # MiB. Packages, unpacked trees and results live side by side for a while: some 250, and room.
@@ -41,42 +40,6 @@ SPACE_NEEDED_MIB = 400
 TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "mkfs.erofs", "zstd", "dropbearkey", "ssh-keygen")
 # Their output is part of the image, so their version is one of its inputs.
 PACKERS = ("erofs-utils", "zstd")
-
-
-@dataclass(frozen=True)
-class Package:
-    """One .deb: where apt would get it and what it must hash to."""
-
-    file: str
-    digest: str
-    name: str
-
-
-def resolve_packages() -> list[Package]:
-    """packages.txt as this machine's apt resolves it now. Raises EnvironmentFault."""
-    names = []
-    for word in listed("packages.txt"):
-        if word.startswith("@"):
-            found = re.search(r"Depends: (\S+)", run(["apt-cache", "depends", word[1:]]))
-            if found is None:
-                raise EnvironmentFault(f"apt knows no {word[1:]}", cure="run apt-get update")
-            names.append(found[1])
-        else:
-            names.append(word)
-    packages = []
-    for line in run(["apt-get", "--print-uris", "-qq", "download", *names]).splitlines():
-        _uri, file, _size, digest = line.split(maxsplit=3)
-        packages.append(Package(file, digest.strip(), file.split("_")[0]))
-    if missing := sorted(set(names) - {p.name for p in packages}):
-        raise EnvironmentFault(f"apt cannot find {', '.join(missing)}", cure="run apt-get update")
-    return sorted(packages, key=lambda p: p.file)
-
-
-def refresh_lists() -> list[Package]:
-    """Ask the package archive anew. Raises EnvironmentFault."""
-    say("refreshing apt's package lists")
-    run(["apt-get", "update", "-qq"])
-    return resolve_packages()
 
 
 def inputs_digest(packages: list[Package]) -> str:
@@ -92,35 +55,9 @@ def inputs_digest(packages: list[Package]) -> str:
     return text.hexdigest()
 
 
-def download(packages: list[Package], into: Path) -> None:
-    """Into one directory. apt verifies the archive's signatures and the digests."""
-    say(f"downloading {len(packages)} packages")
-    names = [p.name for p in packages]
-    run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *names], cwd=into)
-
-
-def obtain(packages: list[Package], work: Path) -> list[Package]:
-    """Download and unpack; returns what was really obtained. Raises EnvironmentFault."""
-    try:
-        try:
-            download(packages, work)
-        except EnvironmentFault:
-            # Lists older than the archive name files that are gone: the usual state of a machine
-            # made from an image some weeks ago.
-            packages = refresh_lists()
-            download(packages, work)
-    except EnvironmentFault as exc:
-        cure = "see that `apt-get update` works on this machine, then try again"
-        raise EnvironmentFault(f"the package archive does not deliver: {exc}", cure=cure) from exc
-    for package in packages:
-        target = work / ("kernel" if package.name.startswith("linux-image") else "root")
-        run(["dpkg-deb", "-x", str(work / package.file), str(target)])
-    return packages
-
-
-def build(work: Path, packages: list[Package]) -> dict[str, object]:
+def build(work: Path, archive: PackageArchive, packages: list[Package]) -> dict[str, object]:
     """Make all files in ``work`` and return the manifest."""
-    packages = obtain(packages, work)
+    packages = archive.obtain(packages, work)
     image = work / "image"
     image.mkdir(mode=0o755)
     make_root(work / "root", image / "rootfs.erofs")
@@ -217,21 +154,21 @@ def alone(state: Path) -> Iterator[None]:
         yield
 
 
-def make_image(state: Path, force: bool) -> None:
+def make_image(state: Path, archive: PackageArchive, force: bool) -> None:
     """Build unless what is there was made from the same inputs. Raises EnvironmentFault."""
     check_ground(state)
     started = time.monotonic()
     with alone(state):
         try:
-            packages = resolve_packages()
+            packages = archive.resolve()
         except EnvironmentFault:
-            packages = refresh_lists()
+            packages = archive.refresh()
         if not force and is_current(state, inputs_digest(packages)):
             say(f"up to date ({state / 'image'})")
             return
         work = Path(tempfile.mkdtemp(prefix=".image-", dir=state))
         try:
-            manifest = build(work, packages)
+            manifest = build(work, archive, packages)
             install(work, state, manifest)
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
@@ -247,12 +184,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     default = Path(os.environ.get("FABRIC_STATE", DEFAULT_STATE))
     parser.add_argument("--output", type=Path, default=default, help="state directory")
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        default=os.environ.get("FABRIC_DEBIAN_SOURCES"),
+        help=f"apt source list for {RELEASE}, where the machine's own is another's",
+    )
     parser.add_argument("--force", action="store_true", help="rebuild even if nothing changed")
     options = parser.parse_args()
     # A polite kill removes the half-made directory too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        make_image(options.output, options.force)
+        archive = PackageArchive(options.sources, options.output / "apt-lists")
+        make_image(options.output, archive, options.force)
     except FabricError as exc:
         print(f"error: {exc.message}", file=sys.stderr)
         if exc.cure:

@@ -6,6 +6,7 @@ Owns: the sub-commands of ``bench``. May import: errors, lab, cli.
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +46,9 @@ def forward(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also tell where the agents' time goes.")
     ] = False,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")
+    ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Packets/s and Mb/s through the fabric, beside kernel forwarding and a bare loop.
@@ -68,6 +72,8 @@ def forward(
     note(machine)
     outcome = benchmark.run(plan, options, note)
     results = [figure.to_json() for figure in outcome.figures] + outcome.profiles
+    if markdown is not None:
+        markdown.write_text(report.page(results))
     if output is Format.JSON:
         emit_json([{**each, "machine": facts} for each in results])
         return

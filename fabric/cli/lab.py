@@ -12,7 +12,7 @@ import typer
 
 from fabric.cli import context
 from fabric.cli.context import LabOption
-from fabric.cli.output import Format, OutputOption, emit_json, emit_table, note, say
+from fabric.cli.output import Format, OutputOption, emit_json, emit_table, progress, say
 from fabric.errors import FabricError, UserError
 from fabric.host.config import TIERS
 
@@ -60,7 +60,8 @@ def up(
     if dry_run:
         report = builder.plan(spec, context.machine())
     else:
-        report = builder.up(spec, context.machine(), note)
+        with progress(f"lab {spec.name}") as step:
+            report = builder.up(spec, context.machine(), step)
     if output is Format.JSON:
         emit_json({"lab": report.lab, "dry_run": dry_run, "changed": list(report.changed)})
     elif not report.changed:
@@ -92,7 +93,8 @@ def down(
     if not wanted:
         say("no lab is up")
     for name in wanted:
-        report = builder.down(name, context.run_dir(), context.machine(), note)
+        with progress(f"lab {name}") as step:
+            report = builder.down(name, context.run_dir(), context.machine(), step)
         parts = f"{len(report.changed)} parts removed"
         say(f"lab {name} is down" + (f": {parts}" if report.changed else " already"))
 

@@ -6,9 +6,10 @@ is really drawn.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,23 @@ def say(line: str) -> None:
 def note(line: str) -> None:
     """A line beside the result: progress, warnings; never in the way of a pipe."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Callable[[str], None]]:
+    """A place to report steps of long work: a live line with the time gone by on a terminal, one
+    line per step otherwise. On standard error."""
+    if not sys.stderr.isatty():
+        yield note
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as live:
+        task = live.add_task(title, total=None)
+        yield lambda step: live.update(task, description=f"{title}: {escape(step)}")
 
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:

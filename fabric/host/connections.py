@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HISTORY = 256
 # Traces kept per connection; the agent's own ring has the same length.
 TRACES = 256
+# Closed connections whose last segments may still be on their way, by id and by flow.
+FAREWELLS = 4096
 
 
 class State(Enum):
@@ -108,6 +110,7 @@ class ConnectionTable:
         self._by_id: dict[int, Connection] = {}
         self._by_flow: dict[FiveTuple, Connection] = {}
         self._history: deque[Connection] = deque(maxlen=HISTORY)
+        self._farewells: dict[int | FiveTuple, None] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -140,6 +143,15 @@ class ConnectionTable:
         connection.state = State.CLOSED
         connection.held.clear()
         self._history.append(connection)
+        if connection.closing:
+            self._farewells |= dict.fromkeys([connection.id, *([flow] if flow else [])])
+            while len(self._farewells) > FAREWELLS:
+                del self._farewells[next(iter(self._farewells))]
+
+    def said_goodbye(self, who: int | FiveTuple) -> bool:
+        """Whether a connection of this id or local flow ended lately because both its ends closed
+        it: what still comes of it is late, not new."""
+        return who in self._farewells
 
     def all(self) -> list[Connection]:
         """Live and remembered ones, newest request first."""

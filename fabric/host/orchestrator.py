@@ -28,7 +28,7 @@ from fabric.routing.protocols import PROTOCOLS
 from fabric.routing.table import ForwardingTable
 from fabric.routing.topology import Topology
 from fabric.wire.control import Configure, InstallTable
-from fabric.wire.inner import FiveTuple, embedded_flow, parse_flow, refusal
+from fabric.wire.inner import FiveTuple, begins_connection, embedded_flow, parse_flow, refusal
 from fabric.wire.packet import (
     DEFAULT_HOP_LIMIT,
     FLAG_REPLY,
@@ -91,6 +91,9 @@ class Orchestrator:
             held = HeldPacket(packet)
             if (connection := self.connections.by_flow(flow)) is not None:
                 self._carry(connection, held)
+            elif self.connections.said_goodbye(flow) and not begins_connection(packet):
+                # A last FIN sent again, a reset: no reason to boot a guest.
+                self.events.counts["late-packet"] += 1
             else:
                 self._request(flow, held)
 
@@ -171,6 +174,8 @@ class Orchestrator:
                     self._on_announce(packet, upstream)
             elif connection is not None:
                 self._carry(connection, HeldPacket(data, upstream))
+            elif self.connections.said_goodbye(packet.header.connection):
+                self.events.counts["late-packet"] += 1
             else:
                 self._on_arrival(packet, HeldPacket(data, upstream))
 

@@ -213,6 +213,15 @@ def refusal(packet: Buffer) -> bytes | None:
     return _datagram(packet, view.version, protocol, body, checksum_at=2)
 
 
+def begins_connection(packet: Buffer) -> bool:
+    """Whether the packet may be the first of its flow: of TCP only a SYN without ACK or RST is."""
+    view = _look(packet)
+    if view is None or view.protocol != TCP or view.transport < 0:
+        return True
+    flags_at = view.transport + 13
+    return len(packet) > flags_at and packet[flags_at] & (_SYN | _ACK | _RST) == _SYN
+
+
 def checksum(data: Buffer) -> int:
     """The internet checksum (RFC 1071) of ``data``."""
     if len(data) % 2:

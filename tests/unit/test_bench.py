@@ -24,7 +24,7 @@ from fabric.lab.bench.measure import (
     sustained_rate,
     udp_figure,
 )
-from fabric.lab.bench.report import COLUMNS, function_rows, markdown, rows
+from fabric.lab.bench.report import COLUMNS, function_rows, markdown, page, rows
 from fabric.lab.bench.traffic import BIN
 from fabric.lab.topology_file import parse_topology
 
@@ -109,9 +109,22 @@ def test_results_become_a_table() -> None:
     (row,) = rows([result, {"kind": "profile"}])
     assert row[:8] == (2, "fabric", "udp 512 B", "99", "0.4", "0.50", "1.5", "")
     assert markdown(COLUMNS, [row]).count("\n") == 3
-    profile = {"functions": [["<method 'poll' of x>", 1, 9.0, 9.0], ["a.b", 5, 3.0, 4.0],
-                             ["a.c", 6, 1.0, 1.0]]}  # fmt: skip
-    assert function_rows(profile) == [("a.b", 5, "75.0"), ("a.c", 6, "25.0")]
+    profile: dict[str, Any] = {
+        "kind": "profile", "mode": "calls", "role": "egress", "transport": "udp",
+        "functions": [
+            ["<method 'poll' of 'select.epoll' objects>", 1, 9.0, 9.0],
+            ["<method 'sendmsg' of '_socket.socket' objects>", 5, 3.0, 4.0],
+            ["<built-in method posix.readv>", 6, 1.0, 1.0],
+        ],
+    }  # fmt: skip
+    assert function_rows(profile) == [
+        ("_socket.socket.sendmsg", 5, "75.0"),
+        ("posix.readv", 6, "25.0"),
+    ]
+    text = page([result, profile])
+    assert "| 2 | fabric | udp 512 B | 99 |" in text
+    assert "| egress, udp |" in text
+    assert "| posix.readv 25.0 |" in text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fabric.errors import SpawnFailed
 from fabric.host.config import HostConfig, Limits
 from fabric.host.connections import Connection, HeldPacket, Role, State
 from fabric.host.events import EventLog
-from fabric.host.orchestrator import Orchestrator
+from fabric.host.orchestrator import CLOSING_LINGER, Orchestrator
 from fabric.routing.policy import ApplicationFacts, Policy
 from fabric.routing.protocols import compute_table
 from fabric.routing.topology import Link, Node, Topology
@@ -395,6 +395,26 @@ def test_idle_connections_end_steering_first() -> None:
         await settle()
         assert len(world.orchestrator.connections) == 0
         assert world.datapath.names()[-1] == "unsteer" and world.guests.destroyed == ["g1"]
+
+    run(story())
+
+
+def test_late_segments_of_a_closed_connection_boot_no_guest() -> None:
+    async def story() -> None:
+        world = World(idle_timeout=30)
+        world.miss(syn())
+        await settle()
+        world.only().closing = True
+        world.clock.now += CLOSING_LINGER
+        world.orchestrator.sweep()
+        await settle()
+        fin = bytearray(syn())
+        fin[33] = 0x11
+        world.miss(bytes(fin))
+        assert len(world.orchestrator.connections) == 0
+        assert world.events.counts["late-packet"] == 1
+        world.miss(syn())
+        assert len(world.orchestrator.connections) == 1, "a SYN begins anew on the same ports"
 
     run(story())
 

@@ -80,7 +80,7 @@ class Clock:
             "packets": self.packets,
             "user": times.user - self._times.user,
             "system": times.system - self._times.system,
-            "machine": {name: machine[name] - self._machine[name] for name in machine},
+            "ticks": {name: machine[name] - self._machine[name] for name in machine},
         }
 
 

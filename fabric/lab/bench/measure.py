@@ -36,8 +36,8 @@ class Trial:
     """Of inner packets, headers included."""
     delay_us: dict[str, int | None] = field(default_factory=dict)
     guest_cpu_us: float | None = None
-    """CPU time of this machine that one packet cost in one guest, µs: unlike rates, this hardly
-    depends on what else runs here."""
+    """CPU time of this machine that one packet cost in one guest, µs. Depends less than a rate on
+    what else runs here; but the lower the rate, the smaller the bursts, the dearer the packet."""
 
     @property
     def sustained(self) -> bool:

@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def split_rows(results: Iterable[dict[str, Any]]) -> list[Row]:
     for each in results:
         if each["kind"] != "profile" or each["mode"] != "split":
             continue
-        packets, ticks = max(1, each["packets"]), max(1, sum(each["machine"].values()))
+        packets, ticks = max(1, each["packets"]), max(1, sum(each["ticks"].values()))
         parts = [each["seconds"][part] / packets * 1e6 for part in _PARTS]
         wall = each["wall"]
         found.append(
@@ -72,8 +73,8 @@ def split_rows(results: Iterable[dict[str, Any]]) -> list[Row]:
                 *(_number(part, 0) for part in parts),
                 _number(each["user"] / wall, 0, 100),
                 _number(each["system"] / wall, 0, 100),
-                _number((each["machine"]["softirq"] + each["machine"]["irq"]) / ticks, 0, 100),
-                _number(each["machine"]["idle"] / ticks, 0, 100),
+                _number((each["ticks"]["softirq"] + each["ticks"]["irq"]) / ticks, 0, 100),
+                _number(each["ticks"]["idle"] / ticks, 0, 100),
             )
         )
     return found
@@ -85,7 +86,7 @@ def function_rows(profile: dict[str, Any]) -> list[Row]:
     functions = [each for each in profile["functions"] if "'poll'" not in each[0]]
     total = sum(each[2] for each in functions) or 1.0
     return [
-        (name, calls, _number(own / total, 1, 100))
+        (_plain(name), calls, _number(own / total, 1, 100))
         for name, calls, own, _ in functions[:TOP_FUNCTIONS]
     ]
 
@@ -105,10 +106,35 @@ def machine_facts(state_dir: Path) -> dict[str, Any]:
     }
 
 
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """All tables as Markdown, as kept in docs/benchmarks.md."""
+    profiles = [each for each in results if each["kind"] == "profile"]
+    text = "### Rates\n\n" + markdown(COLUMNS, rows(results))
+    if profiles:
+        text += "\n### The agent's loop: µs of wall time per packet\n\n"
+        text += markdown(SPLIT_COLUMNS, split_rows(profiles))
+    calls = [each for each in profiles if each["mode"] == "calls"]
+    if calls:
+        text += "\n### The agent's functions: own time under cProfile, share in %\n\n"
+        heads = [f"{each['role']}, {each['transport']}" for each in calls]
+        columns = [[f"{name} {share}" for name, _, share in function_rows(each)] for each in calls]
+        lines = zip_longest(*columns, fillvalue="")
+        text += markdown(heads, lines)
+    return text
+
+
 def markdown(columns: Sequence[str], body: Iterable[Row]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *body]
     return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def _plain(name: str) -> str:
+    # <method 'sendmsg' of '_socket.socket' objects>, <built-in method posix.readv>
+    quoted = name.split("'")
+    if name.startswith("<method") and len(quoted) > 3:
+        return f"{quoted[3]}.{quoted[1]}"
+    return name.removeprefix("<built-in method ").removesuffix(">")
 
 
 def _what(each: dict[str, Any]) -> str:
