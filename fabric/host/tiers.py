@@ -173,6 +173,8 @@ class TemplateTier:
         if (said.mac, said.address) != (wanted.mac, f"{wanted.address}/{wanted.prefix_length}"):
             raise AgentLost(f"{guest.name}: it says it is {said.mac} with {said.address or 'none'}")
         guest.sample = said.sample
+        fields = {"mac": said.mac, "address": said.address, "sample": said.sample}
+        steps.hooks.emit("guest-identified", guest, **fields)
 
     def _identify(self, guest: Guest) -> Identify:
         identity = guest.identity

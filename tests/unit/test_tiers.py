@@ -44,7 +44,9 @@ def test_a_copy_is_created_paused_loaded_and_resumed(tmp_path: Path) -> None:
         assert len(w.agents.pushed) == 1, "only the template's guest was provisioned"
         for phase in ("domain_ms", "state_ms", "resume_ms", "identify_ms", "ready_ms", "total_ms"):
             assert guest.phases[phase] >= 0
-        assert w.names()[-3:] == ["guest-started", "guest-resumed", "guest-ready"]
+        assert w.names()[-4:] == [
+            "guest-started", "guest-resumed", "guest-identified", "guest-ready",
+        ]  # fmt: skip
 
     run(tmp_path, scenario, templates=store(tmp_path))
 
