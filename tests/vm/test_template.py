@@ -55,6 +55,14 @@ def fetch(made: Lab, where: Path) -> str:
     return newest(made)
 
 
+def ping(made: Lab) -> str:
+    """The connection of one ping from h1 to h3: its guests stay until they are idle, where those
+    of a TCP connection that was closed go after seconds."""
+    done = made.run("h1", "ping", "-c", "1", "-W", "120", "h3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return newest(made)
+
+
 def inside(made: Lab, connection: str, host: str, *command: str) -> str:
     """What a command in a guest says."""
     return str(made.fabric("exec", f"{connection}@{host}", "--", *command).stdout)
@@ -88,16 +96,15 @@ def test_the_guest_resumes_after_the_request_and_before_the_first_packet(
         assert at["guest-resumed"] < at["first-packet"]
 
 
-def test_two_copies_share_no_mac_no_address_and_no_randomness(copies: Lab, tmp_path: Path) -> None:
+def test_two_copies_share_no_mac_no_address_and_no_randomness(copies: Lab) -> None:
     """Their SSH host key is the build host's, pinned: the same for every guest of a machine."""
-    first = fetch(copies, tmp_path / "one")
-    second = fetch(copies, tmp_path / "two")
+    first, second = ping(copies), ping(copies)
     assert first != second
     seen = []
     for connection in (first, second):
         shown = inside(copies, connection, "h1", "busybox", "ip", "-o", "address", "show", "eth0")
         mac = inside(copies, connection, "h1", "cat", "/sys/class/net/eth0/address").strip()
-        drawn = inside(copies, connection, "h1", "busybox", "head", "-c", "32", "/dev/urandom")
+        drawn = inside(copies, connection, "h1", "cat", "/proc/sys/kernel/random/uuid")
         seen.append((mac, shown.split(" inet ")[1].split()[0], drawn))
     for a, b in zip(*seen, strict=True):
         assert a != b
@@ -107,17 +114,17 @@ def test_two_copies_share_no_mac_no_address_and_no_randomness(copies: Lab, tmp_p
         assert (view["guest_mac"], view["guest_address"]) == (mac, address.partition("/")[0])
 
 
-def test_the_samples_the_agents_drew_all_differ(copies: Lab, tmp_path: Path) -> None:
+def test_the_samples_the_agents_drew_all_differ(copies: Lab) -> None:
     """Drawn at once after waking up: without fresh entropy all copies draw the same."""
-    fetch(copies, tmp_path / "file")
+    ping(copies)
     samples = [event["sample"] for event in named(copies, "guest-identified")]
     assert len(samples) >= 3
     assert len(set(samples)) == len(samples)
 
 
-def test_a_copy_knows_what_time_it_is(copies: Lab, tmp_path: Path) -> None:
+def test_a_copy_knows_what_time_it_is(copies: Lab) -> None:
     """Its clock stood still while it was a template."""
-    connection = fetch(copies, tmp_path / "file")
+    connection = ping(copies)
     here = int(subprocess.run(["date", "+%s"], capture_output=True, check=True).stdout)
 
     def right() -> bool:
@@ -127,8 +134,8 @@ def test_a_copy_knows_what_time_it_is(copies: Lab, tmp_path: Path) -> None:
     wait_for("the right time", right, 30)
 
 
-def test_copies_share_the_templates_memory(copies: Lab, tmp_path: Path) -> None:
-    connection = fetch(copies, tmp_path / "file")
+def test_copies_share_the_templates_memory(copies: Lab) -> None:
+    connection = ping(copies)
     views = [view for view in copies.connections() if view["id"] == connection]
     names = [view["guest"] for view in views]
     assert len(names) == 3
@@ -143,12 +150,13 @@ def test_copies_share_the_templates_memory(copies: Lab, tmp_path: Path) -> None:
         assert facts["Anonymous:"] < 64 * 1024, "KiB of its own, translated code included"
 
 
-def test_a_template_that_vanishes_costs_time_only(copies: Lab, tmp_path: Path) -> None:
+def test_a_template_that_vanishes_costs_time_only(copies: Lab) -> None:
+    ping(copies)
     used = {memory_file(name) for name in copies.domains()}
     assert len(used) == 1, "one template serves all hosts of the machine"
     used.pop().touch()  # as if somebody had written to it
-    connection = fetch(copies, tmp_path / "file")
+    connection = ping(copies)
     assert named(copies, "tier-fallback", connection)
     wait_for("a new template", lambda: len(named(copies, "template-ready")) >= 6, MADE)
-    again = fetch(copies, tmp_path / "again")
+    again = ping(copies)
     assert {e["tier"] for e in named(copies, "guest-ready", again)} == {"template"}
