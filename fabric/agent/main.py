@@ -23,8 +23,10 @@ from fabric.wire.control import (
     Configure,
     Counters,
     Hello,
+    Identify,
     InstallTable,
     Query,
+    Quiesce,
     Traces,
 )
 from fabric.wire.packet import PORT
@@ -64,15 +66,19 @@ class Clock:
 class Agent:
     """Performs what the session's forwarder wants done."""
 
-    def __init__(self, channel: Channel, tun: Tun, clock: Clock) -> None:
+    def __init__(self, channel: Channel, tun: Tun, clock: Clock, uplink: str) -> None:
         self._channel = channel
         self._tun = tun
+        self._uplink = uplink
         self._clock = clock
         self._underlay = Underlay(PORT)  # already bound when a template is saved
         self._session: Session | None = None
         self._poll = select.epoll()
         self._poll.register(channel, _READ)
         self._channel_mask = _READ  # 0: at rest until the clock says so
+        self._copied = False
+        self.ipv6 = False
+        """Whether the guest's kernel speaks it."""
 
     def event(self, name: str, **fields: object) -> None:
         """Tell the host."""
@@ -168,6 +174,12 @@ class Agent:
                 self._session.install(message.table)
             elif isinstance(message, Align):
                 self._clock.align(message.delta_us, 0)
+                self._set_wall_clock()
+            elif isinstance(message, Identify):
+                self._clock.align(message.host_now_us, read_at_us)
+                self._identify(message)
+            elif isinstance(message, Quiesce):
+                self._quiesce()
             elif isinstance(message, Query) and message.what == "clock":
                 self._channel.send(ClockReading(read_at_us))
             elif isinstance(message, Query) and self._session is not None:
@@ -192,6 +204,33 @@ class Agent:
             self._poll.register(self._tun, _READ)
         self._session = session
         self._channel.send(session.ready())
+
+    def _quiesce(self) -> None:
+        """Be ready to be saved. What is imported and tidied now, no copy has to do."""
+        import gc
+        import ipaddress  # noqa: F401 - a session may want it
+
+        from fabric.agent import identity
+
+        if self._session is not None:
+            raise RuntimeError("a guest that serves a connection cannot become a template")
+        quiesced = identity.forget(self._uplink)
+        gc.collect()
+        gc.freeze()  # the collector would write into, and so copy, every page it looks at
+        self._channel.send(quiesced)
+
+    def _identify(self, message: Identify) -> None:
+        from fabric.agent import identity
+
+        self._channel.send(identity.assume(message, self._uplink, ipv6=self.ipv6))
+        self._copied = True
+
+    def _set_wall_clock(self) -> None:
+        if not self._copied:
+            return  # it booted with a clock, or does not run in a guest of its own at all
+        from fabric.agent import identity
+
+        identity.set_wall_clock(self._clock.now_us())
 
     def _report(self, session: Session) -> None:
         forwarder = session.forwarder
@@ -219,8 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     channel = Channel(options["--control"])
     clock = Clock()
     tun = Tun(options["--tun"])
-    agent = Agent(channel, tun, clock)
-    ipv6 = prepare_guest(options["--tun"], options["--uplink"])
+    agent = Agent(channel, tun, clock, options["--uplink"])
+    agent.ipv6 = ipv6 = prepare_guest(options["--tun"], options["--uplink"])
     channel.send(Hello(_own_digest(), sys.version.split()[0], time.monotonic_ns() // 1000))
     if not ipv6:
         agent.event("ipv6-absent", uplink=options["--uplink"])

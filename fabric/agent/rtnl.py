@@ -23,14 +23,20 @@ _RTMSG = Struct("=BBBBBBBBI")
 _ERROR = Struct("=i")
 _REQUEST, _ACK, _REPLACE, _CREATE, _EXCL = 0x1, 0x4, 0x100, 0x400, 0x200
 _NLMSG_ERROR = 2
-_NEWROUTE, _NEWRULE = 24, 32
+_NEWADDR, _NEWROUTE, _NEWRULE = 20, 24, 32
+_IFADDRMSG = Struct("=BBBBI")
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 4, 5, 6
 _FRA_IIFNAME, _FRA_PRIORITY = 3, 6
 _TABLE_MAIN = 254
 _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 4, 0, 253, 1
 _ACTION_TO_TABLE = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
+_SIOCGIFADDR, _SIOCSIFADDR, _SIOCGIFNETMASK = 0x8915, 0x8916, 0x891B
+_SIOCSIFHWADDR, _SIOCGIFHWADDR = 0x8924, 0x8927
 _IFREQ_FLAGS, _IFREQ_INT = Struct("16sH22x"), Struct("16si20x")
+_IFREQ_ADDRESS, _IFREQ_MAC = Struct("16sHH4s16x"), Struct("16sH6s16x")
+_ARPHRD_ETHER = 1
 _IFF_UP = 1
 
 
@@ -58,6 +64,62 @@ class RouteNetlink:
         request = _IFREQ_FLAGS.pack(name.encode(), 0)
         flags = _IFREQ_FLAGS.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFFLAGS, request))[1]
         fcntl.ioctl(self._ioctl, _SIOCSIFFLAGS, _IFREQ_FLAGS.pack(name.encode(), flags | _IFF_UP))
+
+    def set_down(self, name: str) -> None:
+        """Take an interface down. Raises OSError."""
+        request = _IFREQ_FLAGS.pack(name.encode(), 0)
+        flags = _IFREQ_FLAGS.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(self._ioctl, _SIOCSIFFLAGS, _IFREQ_FLAGS.pack(name.encode(), flags & ~_IFF_UP))
+
+    def set_mac(self, name: str, mac: str) -> None:
+        """Set an interface's MAC, colon form. Raises OSError, ValueError."""
+        octets = bytes.fromhex(mac.replace(":", ""))
+        if len(octets) != 6:
+            raise ValueError(f"{mac!r} is no MAC")
+        fcntl.ioctl(
+            self._ioctl, _SIOCSIFHWADDR, _IFREQ_MAC.pack(name.encode(), _ARPHRD_ETHER, octets)
+        )
+
+    def mac(self, name: str) -> str:
+        """An interface's MAC, colon form. Raises OSError."""
+        request = _IFREQ_MAC.pack(name.encode(), 0, bytes(6))
+        octets: bytes = _IFREQ_MAC.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFHWADDR, request))[2]
+        return octets.hex(":")
+
+    def set_address(self, name: str, address: str) -> None:
+        """Give an interface the IPv4 ``address/length`` in place of any other; 0.0.0.0 takes it
+        away. Raises OSError, KernelLacks, ValueError."""
+        plain, _, length = address.partition("/")
+        nothing = _IFREQ_ADDRESS.pack(name.encode(), socket.AF_INET, 0, bytes(4))
+        fcntl.ioctl(self._ioctl, _SIOCSIFADDR, nothing)
+        octets = socket.inet_aton(plain)
+        if not any(octets):
+            return
+        index, bits = socket.if_nametoindex(name), int(length)
+        host_bits = (1 << 32 - bits) - 1
+        broadcast = (int.from_bytes(octets, "big") | host_bits).to_bytes(4, "big")
+        body = _IFADDRMSG.pack(socket.AF_INET, bits, 0, _SCOPE_UNIVERSE, index)
+        for kind, value in (
+            (_IFA_LOCAL, octets),
+            (_IFA_ADDRESS, octets),
+            (_IFA_BROADCAST, broadcast),
+        ):
+            body += _attribute(kind, value)
+        self._request(_NEWADDR, _CREATE | _REPLACE, body, f"address {address} of {name}")
+
+    def address(self, name: str) -> str:
+        """An interface's first IPv4 ``address/length``, empty when it has none."""
+        request = _IFREQ_ADDRESS.pack(name.encode(), socket.AF_INET, 0, bytes(4))
+        try:
+            octets = _IFREQ_ADDRESS.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFADDR, request))[3]
+            mask = _IFREQ_ADDRESS.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFNETMASK, request))[3]
+        except OSError:  # EADDRNOTAVAIL
+            return ""
+        return f"{socket.inet_ntoa(octets)}/{int.from_bytes(mask, 'big').bit_count()}"
+
+    def main_route(self, name: str, family: int, gateway: str) -> None:
+        """Default route of what leaves the guest. Raises KernelLacks."""
+        self.default_route(name, family, _TABLE_MAIN, gateway)
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Set an interface's MTU, bytes."""
@@ -126,7 +188,7 @@ def prepare_guest(tun: str, uplink: str, gateway6: str = "fe80::1") -> bool:
             network.default_route(tun, family, OVERLAY_TABLE)
             network.rule_from_interface(uplink, family, OVERLAY_TABLE, OVERLAY_PRIORITY)
         if ipv6:
-            network.default_route(uplink, socket.AF_INET6, _TABLE_MAIN, gateway6)
+            network.main_route(uplink, socket.AF_INET6, gateway6)
     return ipv6
 
 

@@ -119,8 +119,7 @@ def probe(
     Raises EnvironmentFault when no guest boots at all, ToolMissing without QEMU.
     """
     booter = booter or QemuBooter()
-    cache = state_dir / "acceleration.json"
-    key = f"{BOOT_ID.read_text().strip()} {booter.version()} {image.digest}"
+    cache, key = _place(image, state_dir, booter)
     if not force and (known := _cached(cache, key)) is not None:
         return known
     # A lab's orchestrators start together: one of them probes, the others wait for its verdict.
@@ -128,11 +127,27 @@ def probe(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not force and (known := _cached(cache, key)) is not None:
             return known
-        verdict = _try_all(image, booter)
+        found = _try_all(image, booter)
         draft = cache.with_suffix(".new")
-        draft.write_text(json.dumps({"key": key, "verdict": asdict(verdict)}, indent=2) + "\n")
+        draft.write_text(json.dumps({"key": key, "verdict": asdict(found)}, indent=2) + "\n")
         draft.rename(cache)
-    return verdict
+    return found
+
+
+def verdict(
+    image: GuestImage, state_dir: Path, booter: Booter | None = None
+) -> Acceleration | None:
+    """The verdict of an earlier :func:`probe`; None when it must be made anew. Boots nothing.
+
+    Raises ToolMissing without QEMU.
+    """
+    return _cached(*_place(image, state_dir, booter or QemuBooter()))
+
+
+def _place(image: GuestImage, state_dir: Path, booter: Booter) -> tuple[Path, str]:
+    """Where the verdict is kept, and what it depends on."""
+    key = f"{BOOT_ID.read_text().strip()} {booter.version()} {image.digest}"
+    return state_dir / "acceleration.json", key
 
 
 def qemu_arguments(image: GuestImage, kind: str, machine: str, tsc_khz: int) -> list[str]:

@@ -14,8 +14,11 @@ from typing import Any
 
 from fabric.errors import ConfigError
 
-TIERS = ("cold",)
-"""Spawn tiers a guest can come from."""
+TIERS = ("cold", "template")
+"""Spawn tiers a guest can come from: a boot from the image, or a copy of a booted guest."""
+
+TEMPLATE_DIR = "/dev/shm/fabric"
+"""On tmpfs: a clone's memory is the template's until it writes to it."""
 
 # Room for about a thousand guests per host: a Linux bridge has 1024 ports.
 DEFAULT_GUEST_SUBNET = "100.115.0.0/22"
@@ -73,6 +76,8 @@ class HostConfig:
     libvirt_uri: str = "qemu:///system"
     run_dir: str = "/run/fabric"
     state_dir: str = "/var/lib/fabric"
+    template_dir: str = TEMPLATE_DIR
+    """Shared by all orchestrators of the machine, see fabric.host.template."""
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -34,6 +34,21 @@ _TEMPLATE_DIRECTORIES = (_PACKAGE.parent / "templates", _PACKAGE / "_templates")
 """Beside the package in a working copy; inside it when installed from a wheel."""
 
 
+CLONE_TRANSLATION_MIB = 64
+"""Translated code a clone may keep, MiB: QEMU's own limit is a share of the host's memory. An agent
+that forwards settles at a quarter of this."""
+
+
+@dataclass(frozen=True)
+class MemoryFile:
+    """A guest's memory as a file, for templates."""
+
+    path: Path
+    shared: bool
+    """True: what the guest writes is in the file, a template in the making. False: the guest is a
+    copy on write of the file and waits for its devices' state (:mod:`fabric.host.migration`)."""
+
+
 @dataclass(frozen=True)
 class DomainSpec:
     """Everything the template needs to know."""
@@ -53,6 +68,13 @@ class DomainSpec:
     root_format: str = "raw"
     kernel_arguments: tuple[str, ...] = ()
     """The image's and accelerator's arguments; the guest's own are added by :func:`render`."""
+    memory_file: MemoryFile | None = None
+    """None: memory of its own, and a cold boot."""
+
+    @property
+    def clone(self) -> bool:
+        """Whether it is a copy of a template."""
+        return self.memory_file is not None and not self.memory_file.shared
 
 
 @dataclass(frozen=True)
@@ -75,6 +97,7 @@ def render(spec: DomainSpec) -> str:
         connection=f"{spec.connection:016x}",
         owner_namespace=OWNER_NAMESPACE,
         channel_name=CHANNEL_NAME,
+        translation_mib=CLONE_TRANSLATION_MIB,
         command_line=" ".join((*spec.kernel_arguments, *own)),
     )
 
@@ -119,6 +142,12 @@ def domain_name_of(xml: str) -> str:
     if not name:
         raise UserError("domain XML without a name")
     return name
+
+
+def template_text() -> str:
+    """The template itself: what changes in it may change a guest's devices, and then saved states
+    do not fit any more. Raises EnvironmentFault."""
+    return Path(str(_template().filename)).read_text()
 
 
 @functools.cache

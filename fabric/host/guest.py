@@ -19,8 +19,8 @@ from fabric.host.config import HostConfig
 from fabric.host.domain_xml import DomainSpec, Machine
 from fabric.host.identity import GuestIdentity
 from fabric.host.image import kernel_arguments
-from fabric.host.lifecycle import GuestState
-from fabric.wire.control import Hello, Message, Ready
+from fabric.host.lifecycle import GuestEvent, GuestState, advance
+from fabric.wire.control import Hello, Identified, Message, Quiesced, Ready
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, used where the topology names none."""
@@ -72,8 +72,12 @@ class Guest:
         self.connection = connection
         self.state = GuestState.REQUESTED
         self.phases: dict[str, float] = {}
-        """Milliseconds: domain_ms (libvirt), boot_ms (to SSH), ssh_ms (push), agent_ms (to its
-        hello), ready_ms (configuration), total_ms."""
+        """Milliseconds: domain_ms (libvirt); then boot_ms (to SSH), ssh_ms (push), agent_ms (to its
+        hello), or state_ms (loaded), resume_ms, identify_ms; ready_ms (configuration), total_ms."""
+        self.tier = ""
+        """Where it came from; empty until that is decided."""
+        self.sample = ""
+        """What a copy of a template drew from its random generator; empty for others."""
         self.hello: Hello | None = None
         self.ready: Ready | None = None
         self.channel: Channel | None = None
@@ -81,6 +85,8 @@ class Guest:
         """Something that is not provably this guest holds its name: keep off."""
         self.said_hello: asyncio.Future[Hello] = loop.create_future()
         self.said_ready: asyncio.Future[Ready] = loop.create_future()
+        self.said_quiesced: asyncio.Future[Quiesced] = loop.create_future()
+        self.said_identified: asyncio.Future[Identified] = loop.create_future()
         self.fault: asyncio.Future[str] = loop.create_future()
         """Resolved with the reason when the guest is lost while a spawn waits for it."""
         self.creation: asyncio.Future[Any] | None = None
@@ -95,6 +101,29 @@ class Guest:
     @property
     def index(self) -> int:
         return self.identity.index
+
+    def advance(self, event: GuestEvent) -> None:
+        """Go on as the table says. Raises IllegalTransition."""
+        self.state = advance(self.state, event)
+
+    def expect(self, state: GuestState) -> None:
+        """After a wait: it may have been destroyed on purpose meanwhile. Raises AgentLost."""
+        if self.state is not state:
+            raise AgentLost(f"{self.name}: destroyed while it was coming up")
+
+    def hear(self, message: Message) -> bool:
+        """Take a word somebody waits for; False when it is none, or was said before."""
+        words: dict[type, asyncio.Future[Any]] = {
+            Hello: self.said_hello,
+            Ready: self.said_ready,
+            Quiesced: self.said_quiesced,
+            Identified: self.said_identified,
+        }
+        waiting = words.get(type(message))
+        if waiting is None or waiting.done():
+            return False
+        waiting.set_result(message)
+        return True
 
     def send(self, message: Message) -> None:
         """Say something to the agent. Raises AgentLost when there is none to listen."""

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -23,37 +23,32 @@ from fabric.errors import AgentLost, CapacityExceeded, Conflict, FabricError, Sp
 from fabric.host.bundle import Bundle
 from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
-from fabric.host.domain_xml import render
-from fabric.host.guest import (
-    AGENT_DEADLINES,
-    STEP_DEADLINES,
-    Accelerator,
-    Guest,
-    Image,
-    blueprint,
-    milliseconds_since,
-    phase,
-    unless_lost,
-)
-from fabric.host.hypervisor import DomainEvent, Hypervisor
+from fabric.host.domains import DomainEvent, Hypervisor
+from fabric.host.guest import Accelerator, Guest, Image, milliseconds_since, phase, unless_lost
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
 from fabric.host.leftovers import GUEST_KIND, clear_leftovers
-from fabric.host.lifecycle import GuestEvent, GuestState, advance
+from fabric.host.lifecycle import GuestEvent, GuestState
 from fabric.host.provision import Provisioner, SshKeys, SshProvisioner
-from fabric.wire.control import AgentEvent, Configure, Hello, Message, Ready
+from fabric.host.steps import Hooks, Steps
+from fabric.host.template import TemplateStore
+from fabric.host.tiers import ColdTier, TemplateTier, Tier
+from fabric.wire.control import AgentEvent, Configure, Message
 
 _T = TypeVar("_T")
 
 SPAWN_ATTEMPTS = 2
 """One retry in another slot: the first may have hit a leftover or a passing fault."""
 
-CHANNEL_DEADLINE = 10.0
-"""Seconds until the channel's socket must exist: libvirt makes it before it reports the domain."""
-
 BOOTS_PER_CPU = 2
 """Boots at once per processor. Emulated guests are processor bound, so more at once only makes the
 first one later; twice the processors fills the gaps in which a guest waits."""
+
+CLONES_PER_CPU = 4
+"""Copies of templates coming up at once per processor: half of the time they wait for libvirt."""
+
+TEMPLATE_CONNECTION = 0
+"""The "connection" of a guest a template is made from; a real one has a node id in it, never 0."""
 
 DESTROYERS = 4
 """Destructions at once. libvirt serves about five slow calls at a time, see max_workers."""
@@ -74,9 +69,10 @@ def _ignore(*_: Any) -> None:
 class GuestManager:
     """Spawns and destroys the guests of one host; the constructor acquires nothing.
 
-    ``on_event(name, guest, fields)``, ``on_message(guest, message)`` and ``on_lost(guest)`` are
-    called on the event loop. ``on_attach(identity)`` runs just before a domain is created and
-    ``on_detach(identity)`` when it is gone: the place for static neighbour entries.
+    ``on_event(name, guest, fields)``, ``on_message(guest, message)``, ``on_lost(guest)`` and
+    ``on_notice(name, fields)`` (of no guest) are called on the event loop. ``on_attach(identity)``
+    runs just before a domain is created and ``on_detach(identity)`` when it is gone: the place for
+    static neighbour entries.
     A lost guest is destroyed by the manager itself.
     """
 
@@ -91,25 +87,40 @@ class GuestManager:
         provisioner: Provisioner | None = None,
         journal: Journal | None = None,
         boots: int | None = None,
+        templates: TemplateStore | None = None,
     ) -> None:
         self.on_event: Callable[[str, Guest, dict[str, Any]], None] = _ignore
         self.on_message: Callable[[Guest, Message], None] = _ignore
         self.on_lost: Callable[[Guest], None] = _ignore
+        self.on_notice: Callable[[str, dict[str, Any]], None] = _ignore
         self.on_attach: Callable[[GuestIdentity], None] = _ignore
         self.on_detach: Callable[[GuestIdentity], None] = _ignore
         self._config = config
-        self._image = image
-        self._acceleration = acceleration
         self._hypervisor = hypervisor
         self._journal = journal or Journal(config.host_dir / "journal.jsonl")
-        at_once = boots or BOOTS_PER_CPU * (os.cpu_count() or 1)
-        self._boots = asyncio.Semaphore(at_once)
-        self._makers = ThreadPoolExecutor(2 * at_once, "fabric-spawn")
+        cold_boots = boots or BOOTS_PER_CPU * (os.cpu_count() or 1)
+        clones = CLONES_PER_CPU * (os.cpu_count() or 1)
+        self._makers = ThreadPoolExecutor(2 * cold_boots + clones, "fabric-spawn")
         self._destroyers = ThreadPoolExecutor(DESTROYERS, "fabric-destroy")
         keys = SshKeys(image.host_public_key, image.client_key)
-        self._provisioner = provisioner or SshProvisioner(keys, bundle.data, self._makers)
-        kind = "kvm" if acceleration.kind == "kvm" else "tcg"
-        self._step_deadline, self._agent_deadline = STEP_DEADLINES[kind], AGENT_DEADLINES[kind]
+        self._steps = steps = Steps(
+            config,
+            image,
+            acceleration,
+            hypervisor,
+            self._journal,
+            provisioner or SshProvisioner(keys, bundle.data, self._makers),
+            self._makers,
+            Hooks(self._emit, self._attach, self._listen),
+        )
+        self._cold = ColdTier(steps, asyncio.Semaphore(cold_boots))
+        self._template: TemplateTier | None = None
+        if templates is not None:
+            self._template = TemplateTier(steps, asyncio.Semaphore(clones), self._cold, templates)
+        self._tiers: list[Tier] = [self._cold] * SPAWN_ATTEMPTS
+        if self._template is not None:
+            self._tiers.insert(0, self._template)
+        self._preparing: asyncio.Task[None] | None = None
         self._guests: dict[int, Guest] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = asyncio.Lock()
@@ -119,8 +130,9 @@ class GuestManager:
     # -- what there is -------------------------------------------------------------------------
 
     def alive(self) -> int:
-        """Slots that are not free: guests of any state but gone."""
-        return len(self._guests)
+        """Slots that are not free: guests of any state but gone. One a template is being made from
+        does not count: it must not cost a connection its place."""
+        return sum(g.connection != TEMPLATE_CONNECTION for g in self._guests.values())
 
     def guests(self) -> list[Guest]:
         """All guests that hold a slot, by index."""
@@ -143,6 +155,9 @@ class GuestManager:
             owner = (self._hypervisor, self._journal, self._config.lab, self._config.host)
             leftovers = await self._blocking(clear_leftovers, *owner)
             self._started = True
+            if self._template is not None:
+                keeping = self._template.keep(self._maker, self.on_notice)
+                self._preparing = asyncio.create_task(keeping)
             return leftovers
 
     async def spawn(
@@ -150,23 +165,26 @@ class GuestManager:
     ) -> Guest:
         """A running, configured guest for ``connection`` (64-bit id).
 
-        ``configure`` is called once the agent said hello. Raises SpawnFailed when two attempts in
-        two slots failed or no slot is left. Cancelling it destroys what was begun.
+        ``configure`` is called once the agent said hello. A tier that cannot be had, or fails, is
+        followed by a cold boot. Raises SpawnFailed when those failed twice, in two slots, or no
+        slot is left. Cancelling it destroys what was begun.
         """
         reasons: list[str] = []
-        for _ in range(SPAWN_ATTEMPTS):
-            if self._closing:
-                break
+        tiers = list(self._tiers)
+        while tiers and not self._closing:
             try:
                 await self.start()
                 guest = self._claim(connection)
             except FabricError as exc:
                 raise SpawnFailed(exc.message, cure=exc.cure) from exc
+            tier = self._choose(guest, tiers)
             try:
-                await self._bring_up(guest, configure)
+                await self._bring_up(guest, tier, configure)
             except FabricError as exc:
                 reasons.append(str(exc))
                 self._fail(guest, str(exc), quarantine=isinstance(exc, Conflict))
+                if tiers and not self._closing:
+                    self._fall_back(guest, tier, tiers[0], str(exc))
             except BaseException:
                 # Cancelled, or a defect: nothing may stay behind either way.
                 self._fail(guest, "the spawn was abandoned")
@@ -177,9 +195,23 @@ class GuestManager:
             f"no guest for connection {connection:016x}: {'; then '.join(reasons) or 'closing'}"
         )
 
+    def _choose(self, guest: Guest, tiers: list[Tier]) -> Tier:
+        """Take the first tier that can be had off the list."""
+        tier = tiers.pop(0)
+        while tiers and (why := tier.unavailable()):
+            self._fall_back(guest, tier, tiers[0], why)
+            tier = tiers.pop(0)
+        guest.tier = tier.name
+        return tier
+
+    def _fall_back(self, guest: Guest, old: Tier, new: Tier, reason: str) -> None:
+        if old.name != new.name:
+            fields = {"from": old.name, "to": new.name, "reason": reason}
+            self._emit("tier-fallback", guest, **fields)
+
     def _claim(self, connection: int) -> Guest:
         index = next(i for i in range(1, len(self._guests) + 2) if i not in self._guests)
-        if len(self._guests) >= self._config.limits.guests:
+        if self.alive() >= self._config.limits.guests:
             raise CapacityExceeded(
                 f"all {self._config.limits.guests} guest slots are taken",
                 limit="guests",
@@ -190,66 +222,34 @@ class GuestManager:
         return guest
 
     async def _bring_up(
-        self, guest: Guest, configure: Callable[[GuestIdentity], Configure]
+        self, guest: Guest, tier: Tier, configure: Callable[[GuestIdentity], Configure]
     ) -> None:
-        async with self._boots:
+        async with tier.at_once:
             begun = time.perf_counter()
-            self._expect(guest, GuestState.REQUESTED)
-            with phase(guest, "domain_ms"):
-                await self._create(guest)
-            with phase(guest, "boot_ms"):
-                guest.channel = await Channel.connect(guest.identity.channel, CHANNEL_DEADLINE)
-                guest.listening = asyncio.create_task(self._listen(guest, guest.channel))
-                link = await unless_lost(
-                    guest, self._provisioner.reach(guest.identity.address, self._step_deadline)
-                )
-            self._advance(guest, GuestEvent.REACHED)
-            with phase(guest, "ssh_ms"):
-                await unless_lost(guest, self._provisioner.push(link, self._step_deadline))
-            self._advance(guest, GuestEvent.PUSHED)
-            with phase(guest, "agent_ms"):
-                guest.hello = await unless_lost(guest, self._word(guest, guest.said_hello))
+            await tier.bring_up(guest)
             with phase(guest, "ready_ms"):
+                assert guest.channel is not None  # bring_up joined it
                 guest.channel.send(configure(guest.identity))
-                guest.ready = await unless_lost(guest, self._word(guest, guest.said_ready))
+                word = self._steps.word(guest, guest.said_ready, self._cold.agent_deadline)
+                guest.ready = await unless_lost(guest, word)
             if guest.ready.connection != guest.connection:
                 raise AgentLost(f"{guest.name}: ready for connection {guest.ready.connection:016x}")
             guest.phases["total_ms"] = milliseconds_since(begun)
-            self._advance(guest, GuestEvent.READY)
-            self._emit("guest-ready", guest, phases=dict(guest.phases))
+            guest.advance(GuestEvent.READY)
+            self._emit("guest-ready", guest, tier=tier.name, phases=dict(guest.phases))
 
-    async def _create(self, guest: Guest) -> None:
-        self._advance(guest, GuestEvent.CREATE)
-        self._emit("guest-spawning", guest, index=guest.index, address=guest.identity.address)
-        self.on_attach(guest.identity)
-        guest.creation = asyncio.ensure_future(self._blocking(self._create_domain, guest))
-        # Shielded: a creation under way cannot be taken back, so destruction waits for its end.
-        handle = await asyncio.shield(guest.creation)
-        self._expect(guest, GuestState.CREATING)
-        self._advance(guest, GuestEvent.CREATED)
-        identity, started_at_us = guest.identity, round(handle.started_at * 1e6)
-        facts = {"tap": identity.tap, "mac": identity.mac, "uuid": handle.uuid, "pid": handle.pid}
-        self._emit("guest-started", guest, **facts, started_at_us=started_at_us)
-
-    def _create_domain(self, guest: Guest) -> Any:
-        """In a thread. Ownership is written first, then comes what is owned."""
-        identity = guest.identity
-        self._journal.intend(GUEST_KIND, guest.name, connection=f"{guest.connection:016x}")
-        identity.channel.unlink(missing_ok=True)
-        plan = blueprint(guest, self._config, self._image, self._acceleration)
-        return self._hypervisor.create(render(plan))
-
-    async def _word(self, guest: Guest, said: asyncio.Future[_T]) -> _T:
-        """Wait for the agent to speak. Raises AgentLost, with its last words if it does not."""
+    @contextlib.asynccontextmanager
+    async def _maker(self) -> AsyncIterator[Guest]:
+        """A slot for the guest a template is made from: no connection's, and not counted."""
+        await self.start()
+        guest = self._claim(TEMPLATE_CONNECTION)
+        guest.tier = self._cold.name
         try:
-            async with asyncio.timeout(self._agent_deadline):
-                return await said
-        except TimeoutError as exc:
-            words = await self._provisioner.explain(guest.identity.address)
-            raise AgentLost(
-                f"{guest.name}: no word from the agent within {self._agent_deadline:g} s; "
-                f"its log ends: {words or '(nothing)'}"
-            ) from exc
+            yield guest
+        finally:
+            await self.destroy(guest)
+            if guest.state is not GuestState.GONE:
+                raise SpawnFailed(f"{guest.name}, a template's guest, cannot be ended")
 
     # -- what guests do by themselves --------------------------------------------------------------
 
@@ -263,11 +263,7 @@ class GuestManager:
         self._lost(guest, reason)
 
     def _hear(self, guest: Guest, message: Message) -> None:
-        if isinstance(message, Hello) and not guest.said_hello.done():
-            guest.said_hello.set_result(message)
-        elif isinstance(message, Ready) and not guest.said_ready.done():
-            guest.said_ready.set_result(message)
-        else:
+        if not guest.hear(message):
             if isinstance(message, AgentEvent) and message.name == AGENT_ERROR:
                 self._refused(guest, message)
             self.on_message(guest, message)
@@ -306,7 +302,7 @@ class GuestManager:
         if guest.state in (GuestState.DESTROYING, GuestState.GONE):
             return  # destroyed on purpose while it was coming up
         during = guest.state.value
-        self._advance(guest, GuestEvent.FAULT)
+        guest.advance(GuestEvent.FAULT)
         self._emit("guest-failed", guest, during=during, reason=reason)
         guest.quarantined = quarantine
         if not quarantine:
@@ -323,7 +319,7 @@ class GuestManager:
 
     def _end(self, guest: Guest) -> asyncio.Task[None]:
         if guest.ending is None:
-            self._advance(guest, GuestEvent.DESTROY)
+            guest.advance(GuestEvent.DESTROY)
             if not guest.fault.done():
                 guest.fault.set_result("it is being destroyed")
             guest.ending = asyncio.get_running_loop().create_task(self._tear_down(guest))
@@ -338,7 +334,7 @@ class GuestManager:
         try:
             await self._blocking(self._hypervisor.destroy, guest.name, pool=self._destroyers)
         except FabricError as exc:
-            self._advance(guest, GuestEvent.FAULT)
+            guest.advance(GuestEvent.FAULT)
             self._emit("guest-stuck", guest, reason=str(exc))
             if not self._closing and self._loop is not None:
                 self._loop.call_later(RETRY_DESTROY, self._retry, guest)
@@ -349,7 +345,7 @@ class GuestManager:
             await guest.channel.close()
         await self._blocking(self._forget, guest, pool=self._destroyers)
         self.on_detach(guest.identity)
-        self._advance(guest, GuestEvent.ABSENT)
+        guest.advance(GuestEvent.ABSENT)
         self._guests.pop(guest.index, None)
         self._emit("guest-destroyed", guest)
 
@@ -365,6 +361,9 @@ class GuestManager:
     async def close(self) -> None:
         """Destroy every guest and release everything. Idempotent."""
         self._closing = True
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.wait({self._preparing})
         ends = []
         for guest in self.guests():
             if guest.quarantined:
@@ -378,12 +377,6 @@ class GuestManager:
         self._destroyers.shutdown(wait=False)
         self._journal.close()
 
-    @staticmethod
-    def _expect(guest: Guest, state: GuestState) -> None:
-        """After a wait: the guest may have been destroyed on purpose meanwhile."""
-        if guest.state is not state:
-            raise AgentLost(f"{guest.name}: destroyed while it was coming up")
-
     # -- small things --------------------------------------------------------------------------
 
     async def _blocking(
@@ -392,8 +385,8 @@ class GuestManager:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(pool or self._makers, functools.partial(call, *arguments))
 
-    def _advance(self, guest: Guest, event: GuestEvent) -> None:
-        guest.state = advance(guest.state, event)
+    def _attach(self, identity: GuestIdentity) -> None:
+        self.on_attach(identity)
 
-    def _emit(self, name: str, guest: Guest, **fields: Any) -> None:
+    def _emit(self, name: str, guest: Guest, /, **fields: Any) -> None:
         self.on_event(name, guest, fields)

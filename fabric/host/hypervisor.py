@@ -1,8 +1,9 @@
 """Guests as libvirt domains.
 
 Owns: the connection to libvirt, and the only import of ``libvirt``. May import: errors,
-host.domain_xml, host.process. Domains are transient: what is destroyed leaves no definition behind.
-They are not tied to our connection, so that guests survive a restart of the orchestrator.
+host.domain_xml, host.domains, host.migration, host.process. Domains are transient: what is
+destroyed leaves no definition behind. They are not tied to our connection, so that guests survive a
+restart of the orchestrator.
 
 All calls block and may come from any thread. libvirt's errors are translated here, once.
 """
@@ -10,21 +11,33 @@ All calls block and may come from any thread. libvirt's errors are translated he
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import libvirt
+import libvirt_qemu
 
 from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
+from fabric.host import migration
 from fabric.host.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark_element
+from fabric.host.domains import DomainEvent, DomainHandle, Hypervisor, OwnedDomain, Watcher
 from fabric.host.process import Process
+
+__all__ = [
+    "DomainEvent",
+    "DomainHandle",
+    "Hypervisor",
+    "LibvirtHypervisor",
+    "OwnedDomain",
+    "Watcher",
+]
 
 log = logging.getLogger(__name__)
 
@@ -46,70 +59,6 @@ _PID_DIRECTORY = Path("/run/libvirt/qemu")
 
 _DAEMON_PIDS = (Path("/run/libvirtd.pid"), Path("/run/virtqemud.pid"))
 """The monolithic daemon's and the modular one's: in their network namespace the taps live."""
-
-
-class DomainEvent(Enum):
-    """What :meth:`Hypervisor.watch` reports."""
-
-    STARTED = "started"
-    STOPPED = "stopped"
-    RECONNECTED = "reconnected"
-    """The connection was lost and is back; events in between were missed. The name is empty."""
-
-
-Watcher = Callable[[DomainEvent, str], None]
-"""Called with the event and the domain's name, on a thread of the hypervisor's own."""
-
-
-@dataclass(frozen=True)
-class DomainHandle:
-    """A domain that was created."""
-
-    name: str
-    uuid: str
-    pid: int | None
-    """Process id of QEMU where the hypervisor tells."""
-    started_at: float
-    """Unix seconds at which libvirt reported it running."""
-
-
-@dataclass(frozen=True)
-class OwnedDomain:
-    """A domain that carries our mark."""
-
-    name: str
-    lab: str
-    host: str
-    index: int
-    connection: int
-    active: bool
-    started_at: float
-    """Unix seconds, from the mark."""
-
-
-class Hypervisor(Protocol):
-    """What the fabric asks of a hypervisor. Implementations are thread-safe."""
-
-    def create(self, xml: str) -> DomainHandle:
-        """Create and start. Raises Conflict (name taken), SpawnFailed, HypervisorDown."""
-
-    def destroy(self, name: str) -> None:
-        """End the domain and prove its absence; idempotent.
-
-        Raises SpawnFailed when something is still there after DESTROY_DEADLINE, HypervisorDown.
-        """
-
-    def list_owned(self, lab: str | None = None, host: str | None = None) -> list[OwnedDomain]:
-        """Domains with our mark, by name. Raises HypervisorDown."""
-
-    def watch(self, watcher: Watcher) -> None:
-        """Report starts and stops of domains from now on, ours and others'."""
-
-    def is_alive(self) -> bool:
-        """Whether the hypervisor answers now."""
-
-    def close(self) -> None:
-        """Release the connection; domains stay. Idempotent."""
 
 
 class _EventLoop:
@@ -162,14 +111,41 @@ class LibvirtHypervisor:
     ) -> None:
         self.close()
 
-    def create(self, xml: str) -> DomainHandle:
+    def create(self, xml: str, *, paused: bool = False) -> DomainHandle:
         name = domain_name_of(xml)
         connection = self._connected()
         try:
-            domain = connection.createXML(xml, 0)
+            domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
             return DomainHandle(name, domain.UUIDString(), self._pid(name), time.time())
         except libvirt.libvirtError as exc:
             raise self._translated(exc, f"creating {name}") from exc
+
+    def resume(self, name: str) -> None:
+        domain = self._existing(name)
+        try:
+            domain.resume()
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"resuming {name}") from exc
+
+    def save_state(self, name: str, path: Path) -> None:
+        domain = self._existing(name)
+        try:
+            domain.suspend()
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"stopping {name}") from exc
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            migration.save(self._monitor(domain, name), descriptor)
+        finally:
+            os.close(descriptor)
+
+    def load_state(self, name: str, path: Path) -> None:
+        domain = self._existing(name)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            migration.load(self._monitor(domain, name), descriptor)
+        finally:
+            os.close(descriptor)
 
     def destroy(self, name: str) -> None:
         process = Process.find(self._pid(name), name)
@@ -309,6 +285,29 @@ class LibvirtHypervisor:
             except Exception:  # a watcher's fault must not cost the others their event
                 log.exception("a watcher of domain events failed")
 
+    # -- QEMU's monitor ------------------------------------------------------------------------
+
+    def _monitor(self, domain: Any, name: str) -> migration.Monitor:
+        def execute(
+            command: str, arguments: Mapping[str, Any] | None = None, files: Sequence[int] = ()
+        ) -> Any:
+            line = json.dumps({"execute": command, "arguments": arguments or {}})
+            try:
+                # Without descriptors the plain call: the other needs libvirt 8.2.
+                if files:
+                    answer = libvirt_qemu.qemuMonitorCommandWithFiles(domain, line, list(files), 0)
+                    answer = answer[0] if isinstance(answer, tuple | list) else answer
+                else:
+                    answer = libvirt_qemu.qemuMonitorCommand(domain, line, 0)
+            except libvirt.libvirtError as exc:
+                raise self._translated(exc, f"{command} in {name}") from exc
+            document = json.loads(answer)
+            if "error" in document:
+                raise SpawnFailed(f"{command} in {name}: {document['error'].get('desc')}")
+            return document["return"]
+
+        return execute
+
     # -- absence -------------------------------------------------------------------------------
 
     def _lookup(self, name: str) -> Any:
@@ -318,6 +317,12 @@ class LibvirtHypervisor:
             if exc.get_error_code() in _GONE:
                 return None
             raise self._translated(exc, f"looking for {name}") from exc
+
+    def _existing(self, name: str) -> Any:
+        domain = self._lookup(name)
+        if domain is None:
+            raise SpawnFailed(f"{self.uri}: domain {name} ended")
+        return domain
 
     def _remains(self, name: str, process: Process | None, taps: list[str]) -> str:
         """What of a destroyed domain is still there, in words; empty when nothing is."""

@@ -1,7 +1,7 @@
 """A hypervisor in memory, for tests.
 
-Owns: a fake that keeps the promises of :class:`fabric.host.hypervisor.Hypervisor`. May import:
-errors, host.domain_xml, host.hypervisor (its facts).
+Owns: a fake that keeps the promises of :class:`fabric.host.domains.Hypervisor`. May import:
+errors, host.domain_xml, host.domains.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from pathlib import Path
 
 from fabric.errors import Conflict, HypervisorDown, SpawnFailed
 from fabric.host.domain_xml import OwnerMark, domain_name_of, read_mark
-from fabric.host.hypervisor import DomainEvent, DomainHandle, OwnedDomain, Watcher
+from fabric.host.domains import DomainEvent, DomainHandle, OwnedDomain, Watcher
+
+STATE = b"devices of a fake guest"
 
 
 class FakeHypervisor:
@@ -26,10 +29,14 @@ class FakeHypervisor:
         """How many of the next creations fail."""
         self.stuck: set[str] = set()
         """Names whose destruction cannot be proven."""
+        self.paused: set[str] = set()
+        self.xml: dict[str, str] = {}
+        self.fail_loading = 0
+        """How many of the next states cannot be loaded."""
         self._lock = threading.Lock()
         self._watchers: list[Watcher] = []
 
-    def create(self, xml: str) -> DomainHandle:
+    def create(self, xml: str, *, paused: bool = False) -> DomainHandle:
         name = domain_name_of(xml)
         with self._lock:
             self._answer()
@@ -39,9 +46,37 @@ class FakeHypervisor:
                 self.fail_next -= 1
                 raise SpawnFailed(f"creating {name}: told to fail")
             self.domains[name] = read_mark(xml)
+            self.xml[name] = xml
+            if paused:
+                self.paused.add(name)
             self.log.append(("create", name))
         self._tell(DomainEvent.STARTED, name)
         return DomainHandle(name, str(uuid.uuid4()), None, time.time())
+
+    def resume(self, name: str) -> None:
+        with self._lock:
+            self._existing(name)
+            self.paused.discard(name)
+            self.log.append(("resume", name))
+
+    def save_state(self, name: str, path: Path) -> None:
+        with self._lock:
+            self._existing(name)
+            self.paused.add(name)
+            self.log.append(("save", name))
+        with path.open("xb") as file:
+            file.write(STATE)
+
+    def load_state(self, name: str, path: Path) -> None:
+        content = path.read_bytes()
+        with self._lock:
+            self._existing(name)
+            self.log.append(("load", name))
+            if self.fail_loading:
+                self.fail_loading -= 1
+                raise SpawnFailed(f"loading into {name}: told to fail")
+            if content != STATE or name not in self.paused:
+                raise SpawnFailed(f"loading into {name}: no state of ours, or it runs already")
 
     def destroy(self, name: str) -> None:
         with self._lock:
@@ -51,6 +86,7 @@ class FakeHypervisor:
             self.log.append(("destroy", name))
             known = name in self.domains
             self.domains.pop(name, None)
+            self.paused.discard(name)
         if known:
             self._tell(DomainEvent.STOPPED, name)
 
@@ -85,6 +121,11 @@ class FakeHypervisor:
         with self._lock:
             del self.domains[name]
         self._tell(DomainEvent.STOPPED, name)
+
+    def _existing(self, name: str) -> None:
+        self._answer()
+        if name not in self.domains:
+            raise SpawnFailed(f"domain {name} ended")
 
     def _answer(self) -> None:
         if self.down:

@@ -1,11 +1,11 @@
 """What a former life of this host's orchestrator left behind.
 
-Owns: finding and ending it. May import: host.hypervisor, host.journal.
+Owns: finding and ending it. May import: host.domains, host.journal.
 """
 
 from __future__ import annotations
 
-from fabric.host.hypervisor import Hypervisor
+from fabric.host.domains import Hypervisor
 from fabric.host.journal import Journal
 
 GUEST_KIND = "guest"

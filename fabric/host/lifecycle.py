@@ -24,7 +24,7 @@ class GuestState(Enum):
     PROVISIONING = "provisioning"
     """Its SSH server answers; the agent is on its way."""
     CONFIGURING = "configuring"
-    """The agent was started; it says hello and is told who it is."""
+    """Its agent runs, and is told what to do."""
     RUNNING = "running"
     DRAINING = "draining"
     """Alive, but no new work comes to it."""
@@ -42,6 +42,8 @@ class GuestEvent(Enum):
     CREATED = "created"
     REACHED = "reached"
     PUSHED = "pushed"
+    RESUMED = "resumed"
+    """It goes on where its template was saved, agent and all."""
     READY = "ready"
     DRAIN = "drain"
     FAULT = "fault"
@@ -64,6 +66,7 @@ TRANSITIONS: dict[tuple[GuestState, GuestEvent], GuestState] = {
     (_S.CREATING, _E.CREATED): _S.BOOTING,
     (_S.BOOTING, _E.REACHED): _S.PROVISIONING,
     (_S.PROVISIONING, _E.PUSHED): _S.CONFIGURING,
+    (_S.BOOTING, _E.RESUMED): _S.CONFIGURING,
     (_S.CONFIGURING, _E.READY): _S.RUNNING,
     (_S.RUNNING, _E.DRAIN): _S.DRAINING,
     (_S.DRAINING, _E.DRAIN): _S.DRAINING,

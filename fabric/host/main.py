@@ -27,17 +27,18 @@ from fastapi import FastAPI
 
 from fabric import __version__
 from fabric.errors import FabricError
-from fabric.host.acceleration import Acceleration, probe
+from fabric.host.acceleration import Acceleration, QemuBooter, probe
 from fabric.host.api import build_api
 from fabric.host.appfacts import find_facts
-from fabric.host.bundle import build_bundle
+from fabric.host.bundle import Bundle, build_bundle
 from fabric.host.config import HostConfig
 from fabric.host.datapath import KernelDatapath
 from fabric.host.events import EventLog
 from fabric.host.guests import Guest, GuestManager
 from fabric.host.hypervisor import LibvirtHypervisor
-from fabric.host.image import load_image
+from fabric.host.image import GuestImage, load_image
 from fabric.host.orchestrator import Orchestrator
+from fabric.host.template import Ingredients, TemplateStore
 from fabric.host.views import Status
 from fabric.routing.policy import Policy
 from fabric.routing.protocols import PROTOCOLS, compute_table
@@ -91,7 +92,13 @@ async def serve(config: HostConfig) -> None:
         hypervisor = LibvirtHypervisor(config.libvirt_uri)
         stack.callback(hypervisor.close)
         datapath = stack.enter_context(KernelDatapath(config, topology))
-        manager = GuestManager(config, image, acceleration, hypervisor, build_bundle())
+        bundle = build_bundle()
+        templates = None
+        if config.tier == "template":
+            templates = await asyncio.to_thread(
+                _template_store, config, image, acceleration, bundle
+            )
+        manager = GuestManager(config, image, acceleration, hypervisor, bundle, templates=templates)
         orchestrator = Orchestrator(
             config,
             topology,
@@ -105,6 +112,7 @@ async def serve(config: HostConfig) -> None:
             first_serial=secrets.randbits(32),
         )
         manager.on_event = partial(_on_guest_event, events)
+        manager.on_notice = partial(_on_notice, events)
         manager.on_message = orchestrator.messages.on_message
         manager.on_lost = orchestrator.on_guest_lost
         manager.on_attach, manager.on_detach = datapath.attach, datapath.detach
@@ -118,6 +126,15 @@ async def serve(config: HostConfig) -> None:
         status = partial(_status, config, orchestrator, manager, acceleration, started_at)
         app = build_api(orchestrator, status, stop.set)
         await _run(app, config, orchestrator, stop)
+
+
+def _template_store(
+    config: HostConfig, image: GuestImage, acceleration: Acceleration, bundle: Bundle
+) -> TemplateStore:
+    """Where this host's template is, or will be. Asks QEMU for its version."""
+    qemu = QemuBooter().version()
+    made_of = Ingredients.gather(image, acceleration, bundle, qemu, config.guest_memory_mib)
+    return TemplateStore(Path(config.template_dir), made_of)
 
 
 async def _run(
@@ -156,6 +173,10 @@ async def _run(
 
 def _on_guest_event(events: EventLog, name: str, guest: Guest, fields: dict[str, Any]) -> None:
     events.emit(name, f"{guest.connection:016x}", **{"guest": guest.name, **fields})
+
+
+def _on_notice(events: EventLog, name: str, fields: dict[str, Any]) -> None:
+    events.emit(name, **fields)
 
 
 def _status(

@@ -22,6 +22,7 @@ from fabric.lab.names import Owner
 from fabric.lab.resources import ConfigFile, GuestBridge, HostsFile, Namespace, Resource
 from fabric.lab.spec import LabSpec
 from fabric.lab.state import LabState
+from fabric.lab.templates import stale_templates
 from fabric.lab.world import NETNS_FILES, World
 
 Progress = Callable[[str], None]
@@ -39,13 +40,15 @@ class Machine:
     check: preflight.Preflight = preflight.require_machine
     orchestrator: tuple[str, ...] = ORCHESTRATOR
     netns_files: Path = NETNS_FILES
+    stale_templates: Callable[[], list[Path]] = list
+    """What :mod:`fabric.lab.gc` may remove of the machine's templates."""
 
     @classmethod
     def real(cls, libvirt_uri: str) -> Machine:
         """This machine with its libvirt."""
         from fabric.host.hypervisor import LibvirtHypervisor
 
-        return cls(lambda: LibvirtHypervisor(libvirt_uri))
+        return cls(lambda: LibvirtHypervisor(libvirt_uri), stale_templates=stale_templates)
 
     def world(self) -> World:
         return World(self.open_hypervisor, netns_files=self.netns_files)

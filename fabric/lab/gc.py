@@ -2,8 +2,8 @@
 
 Owns: finding leftovers by their marks, without any record. May import: errors, host, lab. Marks
 are: the metadata of a domain, the alias of an interface, the alias of a namespace's loopback, the
-first line of a hosts file, the run directory itself. What bears none is never touched, whatever it
-is called.
+first line of a hosts file, the run directory itself, the manifest of a template. What bears none is
+never touched, whatever it is called.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import FabricError, HypervisorDown
+from fabric.host import template
 from fabric.lab import names, processes, resources, state
 from fabric.lab.builder import Machine
 from fabric.lab.names import Owner
@@ -46,7 +47,8 @@ def collect(
     """
     require_root()
     with state.locked(run_dir), machine.world() as world:
-        found = [x for x in find(run_dir, world) if not only or x.lab in only]
+        every = [*find(run_dir, world), *_templates(machine)]
+        found = [x for x in every if not only or x.lab in only]
         first_error: FabricError | None = None
         for leftover in [] if dry_run else found:
             try:
@@ -66,6 +68,16 @@ def find(run_dir: Path, world: World) -> Iterator[Leftover]:
     yield from _links(world, live)
     yield from _hosts_files(world, live)
     yield from _directories(run_dir, live)
+
+
+def _templates(machine: Machine) -> Iterator[Leftover]:
+    """No lab's: they serve all labs of the machine, and stay when those go."""
+    for place in machine.stale_templates():
+
+        def remove(place: Path = place) -> None:
+            template.remove(place)
+
+        yield Leftover("template", str(place), "", remove)
 
 
 def live_labs(run_dir: Path) -> set[str]:

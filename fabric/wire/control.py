@@ -2,8 +2,8 @@
 
 Owns: the messages and their codec. May import: fabric.wire.errors, fabric.wire.fact, json.
 
-host → agent: Configure, InstallTable, Query, Align.
-agent → host: Hello, Ready, AgentEvent, Counters, Traces, ClockReading.
+host → agent: Configure, InstallTable, Query, Align, Quiesce, Identify.
+agent → host: Hello, Ready, AgentEvent, Counters, Traces, ClockReading, Quiesced, Identified.
 A line is ``{"type": NAME, …fields}``. Fields a receiver does not know are ignored, so that a newer
 host can talk to an older agent; fields it lacks and that have no default are an error.
 """
@@ -74,6 +74,26 @@ class Align(Fact):
     delta_us: int
 
 
+class Quiesce(Fact):
+    """Become nobody, for a template is about to be saved: link down, no address, no routes."""
+
+    reason: str = "template"
+
+
+class Identify(Fact):
+    """Become somebody, after waking up as a copy of a template. Before it the link is down."""
+
+    mac: str
+    address: str
+    """IPv4 with prefix length."""
+    gateway: str
+    mtu: int
+    """Of the uplink, bytes."""
+    entropy: str
+    """Hex, never used twice: without it every copy would draw the same random numbers."""
+    host_now_us: int
+
+
 class Hello(Fact):
     """The agent runs. ``uptime_us``: µs since the guest booted."""
 
@@ -92,6 +112,21 @@ class Ready(Fact):
     rule: str
     reason: str
     spawn_ms: int
+
+
+class Quiesced(Fact):
+    """Nobody is left in here. What the guest's kernel has, not what it was told."""
+
+    addresses: list[str]
+
+
+class Identified(Fact):
+    """The link is up. ``mac`` and ``address`` as the guest's kernel has them, not as it was told;
+    ``sample`` is the digest of random bytes drawn since: two guests never send the same."""
+
+    mac: str
+    address: str
+    sample: str
 
 
 class AgentEvent(Fact):
@@ -123,14 +158,16 @@ class ClockReading(Fact):
     now_us: int
 
 
-ToAgent = Configure | InstallTable | Query | Align
-ToHost = Hello | Ready | AgentEvent | Counters | Traces | ClockReading
+ToAgent = Configure | InstallTable | Query | Align | Quiesce | Identify
+ToHost = (
+    Hello | Ready | AgentEvent | Counters | Traces | ClockReading | Quiesced | Identified
+)  # fmt: skip
 Message = ToAgent | ToHost
 MESSAGES: dict[str, type[Fact]] = {
     cls.__name__: cls
     for cls in (
-        *(Configure, InstallTable, Query, Align),
-        *(Hello, Ready, AgentEvent, Counters, Traces, ClockReading),
+        *(Configure, InstallTable, Query, Align, Quiesce, Identify),
+        *(Hello, Ready, AgentEvent, Counters, Traces, ClockReading, Quiesced, Identified),
     )
 }
 

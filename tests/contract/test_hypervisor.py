@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from fabric.errors import Conflict
+from fabric.errors import Conflict, SpawnFailed
 from fabric.host.domain_xml import render
 from fabric.host.hypervisor import DomainEvent, Hypervisor, LibvirtHypervisor
 from fabric.host.hypervisor_fake import FakeHypervisor
@@ -106,6 +107,20 @@ def test_calls_may_come_from_many_threads(hypervisor: Hypervisor) -> None:
     for thread in threads:
         thread.join(10)
     assert [d.index for d in hypervisor.list_owned("demo", "h1")] == list(range(1, 9))
+
+
+def test_what_is_absent_cannot_be_resumed_saved_or_loaded(
+    hypervisor: Hypervisor, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    with pytest.raises(SpawnFailed):
+        hypervisor.resume("fabric-demo-h1-g1")
+    with pytest.raises(SpawnFailed):
+        hypervisor.save_state("fabric-demo-h1-g1", state)
+    assert not state.exists()
+    state.touch()
+    with pytest.raises(SpawnFailed):
+        hypervisor.load_state("fabric-demo-h1-g1", state)
 
 
 def test_a_hypervisor_says_whether_it_is_alive(hypervisor: Hypervisor) -> None:

@@ -41,8 +41,12 @@ class AgentLab:
         link_mtu: int = 9000,
         overlay_mtu: int = 1400,
         zipapp: Path | None = None,
+        *,
+        configured: bool = True,
     ) -> None:
-        """``zipapp``: the pushed form of the agent; None runs it from the sources."""
+        """``zipapp``: the pushed form of the agent; None runs it from the sources. ``configured``:
+        False leaves the agents as they are after their hello."""
+        self.configured = configured
         self.nodes = nodes
         self.link_mtu = link_mtu
         self.overlay_mtu = overlay_mtu
@@ -71,8 +75,9 @@ class AgentLab:
             for node in range(1, self.nodes + 1):
                 # As the orchestrator does: the agent sets its clock by this message's arrival.
                 self.wait(node, Hello)
-                self.send(node, self.configure(node))
-            for node in range(1, self.nodes + 1):
+                if self.configured:
+                    self.send(node, self.configure(node))
+            for node in range(1, self.nodes + 1 if self.configured else 1):
                 self.wait(node, Ready)
             self._stack = stack.pop_all()
         return self

@@ -11,6 +11,7 @@ from pathlib import Path
 from fabric.errors import ProvisionFailed
 from fabric.host.config import HostConfig
 from fabric.host.domain_xml import DomainSpec
+from fabric.host.domains import DomainHandle
 from fabric.host.hypervisor_fake import FakeHypervisor
 from fabric.host.identity import GuestIdentity
 from fabric.wire.control import (
@@ -18,7 +19,11 @@ from fabric.wire.control import (
     Configure,
     Decoder,
     Hello,
+    Identified,
+    Identify,
     Message,
+    Quiesce,
+    Quiesced,
     Ready,
     encode,
 )
@@ -98,6 +103,11 @@ class FakeAgents:
     """How many of the next guests have no SSH server."""
     refusing: int = 0
     """How many of the next agents cannot use their configuration."""
+    clinging: bool = False
+    """Agents keep an address when they are told to be nobody."""
+    confused: bool = False
+    """Copies keep their template's MAC."""
+    copies: int = 0
     mute: bool = False
     """Agents start and never say anything."""
     clients: dict[str, asyncio.StreamWriter] = field(default_factory=dict)
@@ -116,18 +126,26 @@ class FakeAgents:
                 while data := await reader.read(65536):
                     for message in decoder.feed(data):
                         self.heard.append(message)
-                        if isinstance(message, Configure):
-                            self._answer(writer, message)
+                        self._answer(writer, message)
 
         guest.channel.parent.mkdir(parents=True, exist_ok=True)
         self.servers[guest.channel] = await asyncio.start_unix_server(client, guest.channel)
 
-    def _answer(self, writer: asyncio.StreamWriter, message: Configure) -> None:
-        if self.refusing:
+    def _answer(self, writer: asyncio.StreamWriter, message: Message) -> None:
+        answer: Message | None = None
+        if isinstance(message, Quiesce):
+            answer = Quiesced(["10.0.0.1/8"] if self.clinging else [])
+        elif isinstance(message, Identify):
+            self.copies += 1
+            mac = "02:00:00:00:00:00" if self.confused else message.mac
+            answer = Identified(mac, message.address, f"sample {self.copies}")
+        elif isinstance(message, Configure) and self.refusing:
             self.refusing -= 1
-            writer.write(encode(AgentEvent("agent-error", {"error": "no table"}, 0)))
-            return
-        writer.write(encode(Ready(message.connection, 0, "shortest", "default", "", "test", 1)))
+            answer = AgentEvent("agent-error", {"error": "no table"}, 0)
+        elif isinstance(message, Configure):
+            answer = Ready(message.connection, 0, "shortest", "default", "", "test", 1)
+        if answer is not None:
+            writer.write(encode(answer))
 
     async def reach(self, address: str, timeout: float) -> socket.socket:
         if self.unreachable:
@@ -161,8 +179,8 @@ class ServingHypervisor(FakeHypervisor):
         self.config = config
         self.loop = asyncio.get_running_loop()
 
-    def create(self, xml: str):  # type: ignore[no-untyped-def]
-        handle = super().create(xml)
+    def create(self, xml: str, *, paused: bool = False) -> DomainHandle:
+        handle = super().create(xml, paused=paused)
         mark = self.domains[handle.name]
         assert mark is not None
         identity = GuestIdentity.derive(self.config, mark.index)

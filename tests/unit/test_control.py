@@ -37,6 +37,10 @@ MESSAGES: list[Message] = [
     control.AgentEvent("first-packet", {"direction": "in"}, 5),
     control.Counters({"packets_in": 3}, 99, False),
     control.Traces(["00ff"]),
+    control.Quiesce(),
+    control.Quiesced([]),
+    control.Identify("02:fa:00:00:04:01", "100.115.0.2/22", "100.115.0.1", 9000, "00ff", 7),
+    control.Identified("02:fa:00:00:04:01", "100.115.0.2/22", "ab"),
 ]
 
 

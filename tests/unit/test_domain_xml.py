@@ -13,9 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host.domain_xml import VIRTIO_MMIO_DEVICES, OwnerMark, read_mark, render
+from fabric.host.domain_xml import (
+    VIRTIO_MMIO_DEVICES,
+    MemoryFile,
+    OwnerMark,
+    read_mark,
+    render,
+)
 from tests.unit.guest_samples import spec
 
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
@@ -27,6 +34,42 @@ def test_the_domain_is_the_golden_one(domain_type: str, machine: str) -> None:
     if os.environ.get("FABRIC_UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text()
+
+
+@pytest.mark.parametrize("machine", ["microvm", "q35"])
+@pytest.mark.parametrize("role", ["maker", "clone"])
+def test_the_domains_of_templates_are_the_golden_ones(role: str, machine: str) -> None:
+    memory = MemoryFile(Path("/dev/shm/fabric/key/memory"), shared=role == "maker")
+    text = render(replace(spec("qemu", machine), memory_file=memory))
+    path = GOLDEN / f"domain-{machine}-qemu-{role}.xml"
+    if os.environ.get("FABRIC_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_a_clone_has_the_same_devices_as_its_template() -> None:
+    """Or its template's state would not fit."""
+
+    def devices(shared: bool) -> str:
+        memory = MemoryFile(Path("/m"), shared=shared)
+        root = ET.fromstring(render(replace(spec(), memory_file=memory)))
+        found = root.find("./devices")
+        assert found is not None
+        return ET.tostring(found, encoding="unicode")
+
+    assert devices(shared=True) == devices(shared=False)
+
+
+def test_only_a_clone_waits_for_a_state() -> None:
+    def arguments(memory: MemoryFile | None) -> list[str]:
+        root = ET.fromstring(render(replace(spec(), memory_file=memory)))
+        return [str(arg.get("value")) for arg in root.iter(f"{{{QEMU_NAMESPACE}}}arg")]
+
+    assert arguments(None) == []
+    made = " ".join(arguments(MemoryFile(Path("/m"), shared=True)))
+    assert "share=on" in made and "-incoming" not in made
+    cloned = " ".join(arguments(MemoryFile(Path("/m"), shared=False)))
+    assert "share=off" in cloned and cloned.endswith("-incoming defer")
 
 
 def test_every_device_of_a_microvm_has_an_mmio_address() -> None:

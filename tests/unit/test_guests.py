@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,78 +10,11 @@ import pytest
 
 from fabric.errors import AgentLost, SpawnFailed
 from fabric.host import guest as guest_module
-from fabric.host.bundle import Bundle
-from fabric.host.guests import Guest, GuestManager
 from fabric.host.journal import Journal
 from fabric.host.lifecycle import GuestState
 from fabric.wire.control import Configure, Counters, Query, encode
-from tests.unit.guest_samples import (
-    CONFIG,
-    FakeAgents,
-    SampleAccelerator,
-    SampleImage,
-    ServingHypervisor,
-    configure,
-)
-
-BUNDLE = Bundle(b"", "digest", True, ())
-CONNECTION = 0x1_0000_0001
-
-
-@dataclass
-class World:
-    manager: GuestManager
-    hypervisor: ServingHypervisor
-    agents: FakeAgents
-    events: list[tuple[str, str, dict[str, Any]]]
-    messages: list[object]
-    lost: list[Guest]
-    journal: Path
-
-    async def spawn(self, connection: int = CONNECTION) -> Guest:
-        return await self.manager.spawn(connection, partial(configure, connection))
-
-    def names(self) -> list[str]:
-        return [name for name, _, _ in self.events]
-
-
-@asynccontextmanager
-async def world(directory: Path, **options: Any) -> AsyncIterator[World]:
-    config = replace(CONFIG, run_dir=str(directory))
-    agents = FakeAgents()
-    hypervisor = ServingHypervisor(agents, config)
-    manager = GuestManager(
-        config,
-        SampleImage(),
-        SampleAccelerator(),
-        hypervisor,
-        BUNDLE,
-        provisioner=agents,
-        **options,
-    )
-    made = World(manager, hypervisor, agents, [], [], [], config.host_dir / "journal.jsonl")
-    manager.on_event = lambda name, guest, fields: made.events.append((name, guest.name, fields))
-    manager.on_message = lambda guest, message: made.messages.append(message)
-    manager.on_lost = made.lost.append
-    try:
-        yield made
-    finally:
-        await manager.close()
-        await agents.close()
-
-
-def run(directory: Path, scenario: Callable[[World], Awaitable[None]], **options: Any) -> None:
-    async def within() -> None:
-        async with asyncio.timeout(20), world(directory, **options) as made:
-            await scenario(made)
-
-    asyncio.run(within())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
+from tests.unit.guest_samples import CONFIG
+from tests.unit.guest_world import CONNECTION, World, run, until
 
 
 def test_a_spawned_guest_runs_and_is_configured(tmp_path: Path) -> None:
@@ -108,7 +37,7 @@ def test_ownership_is_written_before_anything_exists(tmp_path: Path) -> None:
         seen: list[int] = []
         create = w.hypervisor.create
 
-        def watched(xml: str) -> Any:
+        def watched(xml: str, *, paused: bool = False) -> Any:
             with Journal(tmp_path / "copy") as copy:
                 copy.close()
             (tmp_path / "copy").write_bytes(w.journal.read_bytes())

@@ -33,6 +33,11 @@ def test_a_whole_life() -> None:
         assert state is expected
 
 
+def test_a_copy_of_a_template_needs_no_provisioning() -> None:
+    state = advance(advance(GuestState.REQUESTED, GuestEvent.CREATE), GuestEvent.CREATED)
+    assert advance(state, GuestEvent.RESUMED) is GuestState.CONFIGURING
+
+
 @pytest.mark.parametrize(("state", "event"), list(product(GuestState, GuestEvent)))
 def test_every_pair_leads_somewhere_or_is_an_error(state: GuestState, event: GuestEvent) -> None:
     if (state, event) in TRANSITIONS:

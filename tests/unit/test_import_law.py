@@ -24,6 +24,7 @@ LAW = {
 # third-party library -> the one module that may import it (typer: the one package)
 OWNERS = {
     "libvirt": "fabric/host/hypervisor.py",
+    "libvirt_qemu": "fabric/host/hypervisor.py",
     "paramiko": "fabric/host/provision.py",
     "jinja2": "fabric/host/domain_xml.py",
     "pyroute2": "fabric/host/netlink.py",

@@ -1,0 +1,121 @@
+"""The steps every way of bringing up a guest is made of.
+
+Owns: creating a domain (journal first), joining its agent's channel, waiting for the agent's word.
+May import: errors, wire.control, and its neighbours in host. Which steps in which order is
+:mod:`fabric.host.tiers`'; slots and ends are :mod:`fabric.host.guests`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from fabric.errors import AgentLost
+from fabric.host.channel import Channel
+from fabric.host.config import HostConfig
+from fabric.host.domain_xml import DomainSpec, render
+from fabric.host.domains import DomainHandle, Hypervisor
+from fabric.host.guest import Accelerator, Guest, Image, blueprint
+from fabric.host.identity import GuestIdentity
+from fabric.host.journal import Journal
+from fabric.host.leftovers import GUEST_KIND
+from fabric.host.lifecycle import GuestEvent, GuestState
+from fabric.host.provision import Provisioner
+
+_T = TypeVar("_T")
+
+CHANNEL_DEADLINE = 10.0
+"""Seconds until the channel's socket must exist: libvirt makes it before it reports the domain."""
+
+Change = Callable[[DomainSpec], DomainSpec]
+"""What a tier wants different from the plain blueprint."""
+
+
+class Emit(Protocol):
+    def __call__(self, name: str, guest: Guest, /, **fields: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the guests' keeper does while steps are taken."""
+
+    emit: Emit
+    attach: Callable[[GuestIdentity], None]
+    listen: Callable[[Guest, Channel], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Shared by the tiers of one host."""
+
+    config: HostConfig
+    image: Image
+    acceleration: Accelerator
+    hypervisor: Hypervisor
+    journal: Journal
+    provisioner: Provisioner
+    pool: ThreadPoolExecutor
+    """For what blocks."""
+    hooks: Hooks
+
+    async def create(
+        self, guest: Guest, change: Change = lambda plan: plan, *, paused: bool = False
+    ) -> None:
+        """REQUESTED → BOOTING: the domain exists. Raises what Hypervisor.create and Journal do."""
+        guest.expect(GuestState.REQUESTED)
+        guest.advance(GuestEvent.CREATE)
+        identity = guest.identity
+        self.hooks.emit("guest-spawning", guest, index=guest.index, address=identity.address)
+        self.hooks.attach(identity)
+        work = self.blocking(self._create_domain, guest, change, paused)
+        guest.creation = asyncio.ensure_future(work)
+        # Shielded: a creation under way cannot be taken back, so destruction waits for its end.
+        handle = await asyncio.shield(guest.creation)
+        guest.expect(GuestState.CREATING)
+        guest.advance(GuestEvent.CREATED)
+        self.hooks.emit(
+            "guest-started",
+            guest,
+            tap=identity.tap,
+            mac=identity.mac,
+            uuid=handle.uuid,
+            pid=handle.pid,
+            started_at_us=round(handle.started_at * 1e6),
+        )
+
+    def _create_domain(self, guest: Guest, change: Change, paused: bool) -> DomainHandle:
+        """In a thread. Ownership is written first, then comes what is owned."""
+        identity = guest.identity
+        self.journal.intend(GUEST_KIND, guest.name, connection=f"{guest.connection:016x}")
+        identity.channel.unlink(missing_ok=True)
+        plan = change(blueprint(guest, self.config, self.image, self.acceleration))
+        return self.hypervisor.create(render(plan), paused=paused)
+
+    async def join(self, guest: Guest) -> Channel:
+        """Connect to the agent's channel and listen from now on. Raises AgentLost."""
+        channel = await Channel.connect(guest.identity.channel, CHANNEL_DEADLINE)
+        guest.channel = channel
+        guest.listening = asyncio.create_task(self.hooks.listen(guest, channel))
+        return channel
+
+    async def word(self, guest: Guest, said: asyncio.Future[_T], deadline: float) -> _T:
+        """Wait for the agent to speak. Raises AgentLost, with its last words if it does not within
+        ``deadline`` seconds."""
+        try:
+            async with asyncio.timeout(deadline):
+                return await said
+        except TimeoutError as exc:
+            words = await self.provisioner.explain(guest.identity.address)
+            raise AgentLost(
+                f"{guest.name}: no word from the agent within {deadline:g} s; "
+                f"its log ends: {words or '(nothing)'}"
+            ) from exc
+
+    async def blocking(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """Run ``call`` in a thread of the pool."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.pool, functools.partial(call, *arguments))

@@ -1,0 +1,40 @@
+"""Templates of guests that this machine will not use again.
+
+Owns: finding out what the current ingredients of a template are. May import: errors, host.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fabric.errors import FabricError
+from fabric.host.config import TEMPLATE_DIR
+
+STATE_DIR = Path("/var/lib/fabric")
+
+
+def stale_templates(
+    state_dir: Path = STATE_DIR, directory: Path = Path(TEMPLATE_DIR)
+) -> list[Path]:
+    """Templates of another image, agent, QEMU or accelerator, and abandoned drafts.
+
+    None where this machine's own image or accelerator is not known: nothing proves them stale.
+    """
+    if not directory.is_dir():
+        return []
+    # What building a bundle and an image's digest need is not paid where there are no templates.
+    from fabric.host.acceleration import QemuBooter, verdict
+    from fabric.host.bundle import build_bundle
+    from fabric.host.image import load_image
+    from fabric.host.template import Ingredients, stale
+
+    try:
+        image = load_image(state_dir)
+        acceleration = verdict(image, state_dir)
+        if acceleration is None:
+            return []
+        qemu = QemuBooter().version()
+        current = Ingredients.gather(image, acceleration, build_bundle(), qemu, memory=0)
+    except (FabricError, OSError):
+        return []
+    return stale(directory, current)
