@@ -27,5 +27,8 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/mypy
 	$(PYTHON) -m pytest -q tests/unit tests/sim -m "not root and not vm"
 
+bench: setup-test ## forwarding through real guests beside its references; some fifteen minutes
+	.venv/bin/fabric bench forward --profile
+
 clean: ## remove what was built in this directory (not the image, not the packages)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -16,7 +16,7 @@ import pytest
 from tests.vm.conftest import lab
 from tests.vm.lab import ROOT, Lab, wait_for
 
-# Longer than a stall of TCP may be while emulated guests boot on all processors: its round-trip time
+# Longer than TCP may stall while emulated guests boot on all processors: its round-trip time
 # was measured across a boot.
 IDLE = 70
 
