@@ -19,11 +19,12 @@ class DomainEvent(Enum):
     STARTED = "started"
     STOPPED = "stopped"
     RECONNECTED = "reconnected"
-    """The connection was lost and is back; events in between were missed. The name is empty."""
+    """The connection was lost and is back; events in between were missed. No name, no UUID."""
 
 
-Watcher = Callable[[DomainEvent, str], None]
-"""Called with the event and the domain's name, on a thread of the hypervisor's own."""
+Watcher = Callable[[DomainEvent, str, str], None]
+"""Called with the event, the domain's name and its UUID, on a thread of the hypervisor's own. News
+may come late: by then the name may be another domain's, the UUID never is."""
 
 
 @dataclass(frozen=True)

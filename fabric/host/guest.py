@@ -76,6 +76,10 @@ class Guest:
         hello), or state_ms (loaded), resume_ms, identify_ms; ready_ms (configuration), total_ms."""
         self.tier = ""
         """Where it came from; empty until that is decided."""
+        self.uuid = ""
+        """The domain's, once it exists: its name is used again, this is not."""
+        self.stops: set[str] = set()
+        """Ends of domains of this name that were reported before ``uuid`` was known."""
         self.sample = ""
         """What a copy of a template drew from its random generator; empty for others."""
         self.hello: Hello | None = None

@@ -273,19 +273,22 @@ class GuestManager:
         if not guest.said_ready.done():
             self._lost(guest, f"its agent refused the configuration: {error.fields}")
 
-    def _on_domain_event(self, event: DomainEvent, name: str) -> None:
+    def _on_domain_event(self, event: DomainEvent, name: str, uuid: str) -> None:
         """On a thread of the hypervisor's."""
         if event is not DomainEvent.STARTED and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop may have ended meanwhile
-                self._loop.call_soon_threadsafe(self._on_stopped, event, name)
+                self._loop.call_soon_threadsafe(self._on_stopped, event, name, uuid)
 
-    def _on_stopped(self, event: DomainEvent, name: str) -> None:
+    def _on_stopped(self, event: DomainEvent, name: str, uuid: str) -> None:
         if event is DomainEvent.RECONNECTED:
             # Stops in between went unseen, but their channels ended: nothing to do.
             return
         for guest in self.guests():
-            if guest.name == name and guest.state is not GuestState.REQUESTED:
+            # The news may be of the domain that had this slot before.
+            if guest.name == name and guest.uuid == uuid:
                 self._lost(guest, "its domain stopped")
+            elif guest.name == name and not guest.uuid:
+                guest.stops.add(uuid)
 
     def _lost(self, guest: Guest, reason: str) -> None:
         working = guest.state in (GuestState.RUNNING, GuestState.DRAINING)

@@ -266,22 +266,22 @@ class LibvirtHypervisor:
             break
         with self._lock:
             self._reconnecting = False
-        self._tell(DomainEvent.RECONNECTED, "")
+        self._tell(DomainEvent.RECONNECTED, "", "")
 
     def _on_lifecycle(
         self, _connection: object, domain: Any, event: int, _detail: int, _opaque: object
     ) -> None:
         if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
-            self._tell(DomainEvent.STARTED, domain.name())
+            self._tell(DomainEvent.STARTED, domain.name(), domain.UUIDString())
         elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            self._tell(DomainEvent.STOPPED, domain.name())
+            self._tell(DomainEvent.STOPPED, domain.name(), domain.UUIDString())
 
-    def _tell(self, event: DomainEvent, name: str) -> None:
+    def _tell(self, event: DomainEvent, name: str, identifier: str) -> None:
         with self._lock:
             watchers = tuple(self._watchers)
         for watcher in watchers:
             try:
-                watcher(event, name)
+                watcher(event, name, identifier)
             except Exception:  # a watcher's fault must not cost the others their event
                 log.exception("a watcher of domain events failed")
 

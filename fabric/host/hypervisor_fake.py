@@ -31,6 +31,7 @@ class FakeHypervisor:
         """Names whose destruction cannot be proven."""
         self.paused: set[str] = set()
         self.xml: dict[str, str] = {}
+        self.uuids: dict[str, str] = {}
         self.fail_loading = 0
         """How many of the next states cannot be loaded."""
         self._lock = threading.Lock()
@@ -47,11 +48,12 @@ class FakeHypervisor:
                 raise SpawnFailed(f"creating {name}: told to fail")
             self.domains[name] = read_mark(xml)
             self.xml[name] = xml
+            identifier = self.uuids[name] = str(uuid.uuid4())
             if paused:
                 self.paused.add(name)
             self.log.append(("create", name))
         self._tell(DomainEvent.STARTED, name)
-        return DomainHandle(name, str(uuid.uuid4()), None, time.time())
+        return DomainHandle(name, identifier, None, time.time())
 
     def resume(self, name: str) -> None:
         with self._lock:
@@ -131,6 +133,11 @@ class FakeHypervisor:
         if self.down:
             raise HypervisorDown("the fake hypervisor is down")
 
+    def report_stop(self, name: str, identifier: str) -> None:
+        """The news of a domain's end arrives, however late."""
+        for watcher in tuple(self._watchers):
+            watcher(DomainEvent.STOPPED, name, identifier)
+
     def _tell(self, event: DomainEvent, name: str) -> None:
         for watcher in tuple(self._watchers):
-            watcher(event, name)
+            watcher(event, name, self.uuids.get(name, ""))

@@ -77,6 +77,9 @@ class Steps:
         handle = await asyncio.shield(guest.creation)
         guest.expect(GuestState.CREATING)
         guest.advance(GuestEvent.CREATED)
+        guest.uuid = handle.uuid
+        if guest.uuid in guest.stops:
+            raise AgentLost(f"{guest.name}: its domain stopped")
         self.hooks.emit(
             "guest-started",
             guest,

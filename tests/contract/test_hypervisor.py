@@ -82,20 +82,20 @@ def test_destroying_what_is_absent_is_fine(hypervisor: Hypervisor) -> None:
 
 
 def test_starts_and_stops_are_reported_in_order(hypervisor: Hypervisor) -> None:
-    seen: list[tuple[DomainEvent, str]] = []
+    seen: list[tuple[DomainEvent, str, str]] = []
     stopped = threading.Event()
 
-    def watcher(event: DomainEvent, name: str) -> None:
-        seen.append((event, name))
+    def watcher(event: DomainEvent, name: str, identifier: str) -> None:
+        seen.append((event, name, identifier))
         if event is DomainEvent.STOPPED:
             stopped.set()
 
     hypervisor.watch(watcher)
-    hypervisor.create(xml())
+    uuid = hypervisor.create(xml()).uuid
     hypervisor.destroy("fabric-demo-h1-g1")
     assert stopped.wait(5)
     name = "fabric-demo-h1-g1"
-    assert seen == [(DomainEvent.STARTED, name), (DomainEvent.STOPPED, name)]
+    assert seen == [(DomainEvent.STARTED, name, uuid), (DomainEvent.STOPPED, name, uuid)]
 
 
 def test_calls_may_come_from_many_threads(hypervisor: Hypervisor) -> None:

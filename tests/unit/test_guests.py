@@ -176,6 +176,22 @@ def test_a_domain_that_dies_during_the_spawn_ends_the_waiting(tmp_path: Path) ->
     run(tmp_path, scenario)
 
 
+def test_late_news_of_a_slots_former_domain_does_not_end_its_guest(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        former = await w.spawn(1)
+        await w.manager.destroy(former)
+        guest = await w.spawn(2)
+        assert guest.name == former.name
+        w.hypervisor.report_stop(guest.name, former.uuid)
+        await asyncio.sleep(0.05)
+        assert guest.state is GuestState.RUNNING
+        w.hypervisor.report_stop(guest.name, guest.uuid)
+        await until(lambda: guest.state is GuestState.GONE)
+        assert w.lost == [guest]
+
+    run(tmp_path, scenario)
+
+
 def test_an_abandoned_spawn_leaves_nothing(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         w.agents.mute = True
