@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -53,7 +54,9 @@ class Server(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no
         self.received = b"".join(iter(lambda: channel.recv(65536), b""))
         channel.sendall_stderr(self.complaint)
         channel.send_exit_status(self.status)
-        channel.close()
+        # By now the client has all it wants, and may be gone before we have said goodbye.
+        with contextlib.suppress(EOFError, OSError):
+            channel.close()
         self.finished.set()
 
 
