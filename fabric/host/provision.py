@@ -57,6 +57,11 @@ _HOST_KEYS = ("ssh-ed25519",)
 _CHUNK = 32 * 1024
 
 
+GONE_AFTER = 15
+"""Seconds of silence after which a guest counts as gone. Its kernel answers for it even when
+emulation is slow."""
+
+
 @dataclass(frozen=True)
 class SshKeys:
     """Whom to trust and who we are."""
@@ -236,6 +241,11 @@ def _tcp_socket() -> socket.socket:
     link = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     link.setblocking(False)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A guest may be destroyed under a session: nobody will ever say goodbye, or acknowledge.
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE_AFTER // 3)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, GONE_AFTER // 3)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_AFTER * 1000)
     return link
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,14 @@ def requests(where: Lab, host: str, **flow: Any) -> list[dict[str, Any]]:
     ]
 
 
-def established(where: Lab, host: str, **flow: Any) -> list[dict[str, Any]]:
-    """Connections a host has a working guest for, whose flow has these values."""
+def established(where: Lab, host: str, since: float, **flow: Any) -> list[dict[str, Any]]:
+    """Connections opened after ``since`` that a host has a working guest for, whose flow has these
+    values."""
     return [
         c
         for c in where.connections()
         if (c["host"], c["state"]) == (host, "established")
+        and c["created_at_us"] >= since * 1e6
         and all(c["flow"][key] == value for key, value in flow.items())
     ]
 
@@ -130,11 +133,12 @@ def test_iperf3(line: Lab, transport: str) -> None:
 
 
 def test_a_guest_can_be_entered_and_has_no_other_way_out(line: Lab) -> None:
+    began = time.time()
     with line.start("h1", "ping", "-i", "0.5", "h3") as process:
         try:
             (mine,) = wait_for(
                 "the ping's guest",
-                lambda: established(line, "h1", protocol=1, destination="10.77.0.3"),
+                lambda: established(line, "h1", began, protocol=1, destination="10.77.0.3"),
             )
             inside = f"{mine['id']}@h1"
             shown = line.fabric("exec", inside, "--", "ip", "-o", "addr").stdout
@@ -152,11 +156,12 @@ def test_a_guest_can_be_entered_and_has_no_other_way_out(line: Lab) -> None:
 
 
 def test_a_capture_of_a_connection_is_a_pcap(line: Lab) -> None:
+    began = time.time()
     with line.start("h1", "ping", "-i", "0.3", "h2") as process:
         try:
             (mine,) = wait_for(
                 "the ping's guest",
-                lambda: established(line, "h1", protocol=1, destination="10.77.0.2"),
+                lambda: established(line, "h1", began, protocol=1, destination="10.77.0.2"),
             )
             environment = {**os.environ, "FABRIC_LAB": line.name}
             words = ["timeout", "4", str(ROOT / ".venv/bin/fabric"), "capture", "h1", mine["id"]]
