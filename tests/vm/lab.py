@@ -203,7 +203,8 @@ class Capture:
         return self
 
     def __exit__(self, *_: object) -> None:
-        time.sleep(0.3)  # what is in the kernel's buffer belongs to the evidence
+        # What the kernel still holds is evidence too; it hands it over after a second at the latest.
+        time.sleep(1.5)
         self._process.terminate()
         self._process.wait()
 
