@@ -203,7 +203,7 @@ class Capture:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What the kernel still holds is evidence too; it hands it over after a second at the latest.
+        # What the kernel still holds is evidence too; it comes after a second at the latest.
         time.sleep(1.5)
         self._process.terminate()
         self._process.wait()
