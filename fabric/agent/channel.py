@@ -39,6 +39,12 @@ class Channel:
     def fileno(self) -> int:
         return self._fd
 
+    def mute(self) -> Channel:
+        """One that composes and decodes like this one, and says nothing to anybody."""
+        other = Channel.__new__(Channel)
+        other._fd, other._decoder, other._pending = -1, Decoder(), bytearray()
+        return other
+
     @property
     def wants_to_write(self) -> bool:
         """Something waits for the host to read."""
@@ -53,6 +59,8 @@ class Channel:
 
     def flush(self) -> None:
         """Write as much as the host takes."""
+        if self._fd < 0:
+            self._pending.clear()
         while self._pending:
             try:
                 written = os.write(self._fd, self._pending)
@@ -73,9 +81,13 @@ class Channel:
                 return messages, False
             if not data:
                 return messages, False
-            while True:
-                try:
-                    messages += self._decoder.feed(data)
-                    break
-                except WireError:
-                    data = b""
+            messages += self.decode(data)
+
+    def decode(self, data: bytes) -> list[Message]:
+        """Messages completed by ``data``."""
+        messages: list[Message] = []
+        while True:
+            try:
+                return messages + self._decoder.feed(data)
+            except WireError:
+                data = b""

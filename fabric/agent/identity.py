@@ -1,66 +1,103 @@
 """Becoming nobody before a template is saved, and somebody after a copy of it wakes up.
 
-Owns: the uplink's MAC, address and routes, and the guest kernel's randomness. May import: the
-standard library, fabric.wire.control, fabric.agent.rtnl. All in process: a subprocess costs a
-hundred milliseconds under emulation. Sources: netdevice(7), random(4).
+Owns: the uplink's MAC, address, routes and neighbours, and the guest kernel's randomness. May
+import: the standard library, fabric.wire, fabric.agent.rtnl. All in process: a subprocess costs a
+hundred milliseconds under emulation. Sources: netdevice(7), rtnetlink(7), random(4).
+
+A copy's first packet waits for what is done in :meth:`Uplink.assume`, and under emulation what
+counts there is how much code runs for the first time. So nobody keeps everything that is the same
+for all guests: the link is up, its routes lead to the gateway every guest has (wire.contract). What
+is missing is a MAC, an address, and so any way to send a frame or be sent one; besides, the host
+opens its bridge port to nothing but the copy's own MAC. All the rest, randomness and proof
+included, comes in :meth:`Uplink.settle`, behind the first packet.
 
 What two copies of one template still share, because no program in the guest can change it: the
-kernel command line of the guest the template was made from, address space layout, the hash seed
-of the agent's interpreter, and the image's SSH host key, which is pinned per build host anyway.
+kernel command line of the guest the template was made from, address space layout, and the hash seed
+of the agent's interpreter.
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import socket
 import time
 from struct import Struct
 
-from fabric.agent.rtnl import RouteNetlink
+from fabric.agent.rtnl import Becoming, RouteNetlink, write_sysctl
+from fabric.wire.contract import GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6
 from fabric.wire.control import Identified, Quiesced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fabric.wire.control import Identify
 
-GATEWAY_V6 = "fe80::1"
 SAMPLE_SIZE = 32
 """Random bytes behind :attr:`Identified.sample`: two equal ones mean equal generators."""
 WALL_CLOCK_SLACK_US = 1_000_000
 """µs the guest's wall clock may be wrong before it is set."""
-NOWHERE = "0.0.0.0"
+SCRUBBED_SHARE = 0.75
+"""Of the memory that is free: what stays for the kernel keeps it from looking for a victim."""
 _RANDOM_DEVICE = "/dev/urandom"
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _POOL_INFO = Struct("=ii")
+_PAGE = 4096
 
 
-def forget(uplink: str) -> Quiesced:
-    """Take the link down and every address and route off it. Raises OSError, KernelLacks."""
-    with RouteNetlink() as network:
-        network.set_down(uplink)  # routes and IPv6 addresses go with it
-        network.set_address(uplink, NOWHERE)
-        left = network.address(uplink)
-    return Quiesced([left] if left else [])
+class Uplink:
+    """The guest's only interface, between two owners."""
 
+    def __init__(self, name: str, *, ipv6: bool) -> None:
+        self.name = name
+        self._ipv6 = ipv6
+        self._network = RouteNetlink()  # stays open: a copy need not make its sockets first
+        self._becoming: Becoming | None = None
 
-def assume(message: Identify, uplink: str, *, ipv6: bool) -> Identified:
-    """Stir in the host's randomness, take the identity, bring the link up; it is down before.
+    def forget(self) -> None:
+        """Keep silent, have no address, know the gateway. Raises OSError, KernelLacks."""
+        network, name = self._network, self.name
+        # No address of its own making, and none of the packets that announce one.
+        write_sysctl(f"net/ipv6/conf/{name}/addr_gen_mode", "1")
+        network.set_down(name)  # routes and IPv6 addresses go with it
+        network.set_up(name)
+        if self._ipv6:
+            network.main_route(name, socket.AF_INET6, GATEWAY_V6)
+        self.release()
 
-    The connection waits for this, so nothing is done here that could be done later. Raises OSError,
-    KernelLacks, ValueError (an identity that makes no sense).
-    """
-    stir(bytes.fromhex(message.entropy))
-    with RouteNetlink() as network:
-        network.set_mac(uplink, message.mac)
-        network.set_mtu(uplink, message.mtu)
-        network.set_address(uplink, message.address)
-        network.set_up(uplink)
-        network.main_route(uplink, socket.AF_INET, message.gateway)
-        if ipv6:
-            network.main_route(uplink, socket.AF_INET6, GATEWAY_V6)
-        mac, address = network.mac(uplink), network.address(uplink)
-    return Identified(mac, address, sample())
+    def release(self) -> Quiesced:
+        """Lose the address; all else is as :meth:`forget` left it. Raises OSError, KernelLacks."""
+        network, name = self._network, self.name
+        network.clear_address(name)
+        # With an interface's last address go its routes.
+        network.main_route(name, socket.AF_INET, GATEWAY_V4)
+        self._becoming = Becoming(network, name, GATEWAY_V4, GATEWAY_MAC)
+        left = network.address(name)
+        return Quiesced([left] if left else [])
+
+    def assume(self, message: Identify) -> None:
+        """Take MAC and address. Raises OSError, ValueError, RuntimeError (it is somebody)."""
+        if self._becoming is None:
+            raise RuntimeError("a guest that is somebody cannot become somebody else")
+        mac, address = (
+            bytes.fromhex(message.mac.replace(":", "")),
+            socket.inet_aton(message.address),
+        )
+        if len(mac) != 6:
+            raise ValueError(f"{message.mac!r} is no MAC")
+        self._becoming.become(mac, address)
+        self._becoming = None
+
+    def settle(self, message: Identify) -> Identified:
+        """The rest of the identity, and what the kernel now has. Raises OSError, KernelLacks."""
+        network, name = self._network, self.name
+        stir(bytes.fromhex(message.entropy))
+        network.confirm(f"becoming {message.address}")
+        network.set_mtu(name, message.mtu)
+        if self._ipv6:
+            network.know(name, socket.AF_INET6, GATEWAY_V6, GATEWAY_MAC)
+        public = message.host_key[64:]
+        return Identified(network.mac(name), network.address(name), sample(), public)
 
 
 def set_wall_clock(now_us: int) -> None:
@@ -86,3 +123,14 @@ def sample() -> str:
     from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib would load OpenSSL
 
     return str(sha256(os.urandom(SAMPLE_SIZE)).hexdigest())
+
+
+def scrub() -> None:
+    """Overwrite free memory: a program that ended left its keys there, and a template is a picture
+    of all memory. Zeros are holes in a template's file, too."""
+    with open("/proc/meminfo") as file:  # noqa: PTH123 - pathlib costs 8 ms to import
+        free_kib = next(int(line.split()[1]) for line in file if line.startswith("MemFree"))
+    size = int(free_kib * 1024 * SCRUBBED_SHARE) // _PAGE * _PAGE
+    if size:
+        # MAP_POPULATE: the kernel hands out zeroed pages, all of them at once.
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()

@@ -33,8 +33,10 @@ from fabric.wire.packet import PORT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from fabric.agent.door import Door
+    from fabric.agent.identity import Uplink
     from fabric.routing.actions import Actions
     from fabric.wire.control import Message
 
@@ -42,6 +44,8 @@ CHANNEL = "/dev/vport0p1"
 """The virtio-serial port of the guest contract."""
 UPLINK = "eth0"
 TUN_NAME = "fab0"
+RUN = "/run"
+"""The only place in the guest that can be written to."""
 CHANNEL_RETRY = 0.2
 """Seconds between looks at a channel whose other side is closed: see fabric.agent.channel."""
 _READ = select.EPOLLIN
@@ -52,31 +56,49 @@ class Clock:
     """Unix µs of the host: the guest's own monotonic clock, set by the host's word."""
 
     def __init__(self) -> None:
-        self._offset_us = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+        self.offset_us = time.time_ns() // 1000 - self.monotonic_us()
+
+    @staticmethod
+    def monotonic_us() -> int:
+        """The guest's own clock."""
+        return time.monotonic_ns() // 1000
 
     def now_us(self) -> int:
-        return time.monotonic_ns() // 1000 + self._offset_us
+        return time.monotonic_ns() // 1000 + self.offset_us
 
-    def align(self, host_now_us: int, read_at_us: int) -> None:
-        """The host's clock showed ``host_now_us`` when we read ``read_at_us``: when the message
-        came in, since understanding it takes longer than its way through the channel."""
-        self._offset_us += host_now_us - read_at_us
+    def set(self, host_now_us: int, read_at_us: int) -> None:
+        """The host's clock showed ``host_now_us`` when ours showed ``read_at_us`` (monotonic): when
+        the message came in, since understanding it takes longer than its way through the
+        channel."""
+        self.offset_us = host_now_us - read_at_us
 
 
 class Agent:
     """Performs what the session's forwarder wants done."""
 
-    def __init__(self, channel: Channel, tun: Tun, clock: Clock, uplink: str) -> None:
+    def __init__(
+        self, channel: Channel, tun: Tun, clock: Clock, uplink: str, *, run: str, scrub: bool
+    ) -> None:
+        """``run``: directory of what lasts until the guest ends; ``scrub``: all of this kernel's
+        memory is this guest's, and may be overwritten before it is saved."""
         self._channel = channel
         self._tun = tun
-        self._uplink = uplink
         self._clock = clock
-        self._underlay = Underlay(PORT)  # already bound when a template is saved
+        self._uplink = uplink
+        self._run = run
+        self._scrub = scrub
+        # What a copy of a template would have to make is made here: socket, registrations.
+        self._underlay = Underlay(PORT)
+        self._overlay_mtu = 0
         self._session: Session | None = None
         self._poll = select.epoll()
-        self._poll.register(channel, _READ)
+        for source in (channel, tun, self._underlay):
+            self._poll.register(source, _READ)
         self._channel_mask = _READ  # 0: at rest until the clock says so
-        self._copied = False
+        self._nobody: Uplink | None = None
+        self._identity: Identify | None = None
+        """Assumed, not settled yet."""
+        self._door: Door | None = None
         self.ipv6 = False
         """Whether the guest's kernel speaks it."""
 
@@ -91,12 +113,12 @@ class Agent:
             for ready, _ in self._poll.poll(self._timeout()):
                 if ready == channel:
                     self._on_channel()
-                elif self._session is None:
-                    continue  # not registered before; for the type checker
                 elif ready == tun:
-                    self._on_application(self._session)
-                else:
-                    self._on_underlay(self._session)
+                    self._on_application()
+                elif ready == self._underlay.fileno():
+                    self._on_underlay()
+                elif self._door is not None:
+                    self._door.answer()
             self._on_timer()
 
     def _timeout(self) -> float | None:
@@ -107,17 +129,19 @@ class Agent:
             waits.append(max(0.0, (due - self._clock.now_us()) / 1e6))
         return min(waits, default=None)
 
-    def _on_application(self, session: Session) -> None:
+    def _on_application(self) -> None:
         now = self._clock.now_us()
         burst = self._tun.read_burst()
-        actions = session.forwarder.from_application(burst, now, len(burst))
-        self._perform(session, actions, now)
+        if self._session is not None:
+            actions = self._session.forwarder.from_application(burst, now, len(burst))
+            self._perform(self._session, actions, now)
 
-    def _on_underlay(self, session: Session) -> None:
+    def _on_underlay(self) -> None:
         now = self._clock.now_us()
         burst = self._underlay.receive_burst()
-        actions = session.forwarder.from_underlay(burst, now, len(burst))
-        self._perform(session, actions, now)
+        if self._session is not None:
+            actions = self._session.forwarder.from_underlay(burst, now, len(burst))
+            self._perform(self._session, actions, now)
 
     def _on_timer(self) -> None:
         if self._session is not None:
@@ -144,10 +168,13 @@ class Agent:
     # -- the host ------------------------------------------------------------------------------
 
     def _on_channel(self) -> None:
-        read_at = self._clock.now_us()
+        read_at = self._clock.monotonic_us()
         messages, present = self._channel.receive()
         for message in messages:
             self._on_message(message, read_at)
+        if self._identity is not None:
+            # Behind the first packet, if there was one: nobody waits for this.
+            self._try(self._settle, self._identity)
         self._channel.flush()
         self._watch_channel(present)
 
@@ -166,67 +193,107 @@ class Agent:
         self._channel_mask = mask
 
     def _on_message(self, message: Message, read_at_us: int) -> None:
+        self._try(self._obey, message, read_at_us)
+
+    def _try(self, what: Callable[..., None], message: Message, *arguments: int) -> None:
         try:
-            if isinstance(message, Configure):
-                self._clock.align(message.host_now_us, read_at_us)
-                self._configure(message)
-            elif isinstance(message, InstallTable) and self._session is not None:
-                self._session.install(message.table)
-            elif isinstance(message, Align):
-                self._clock.align(message.delta_us, 0)
-                self._set_wall_clock()
-            elif isinstance(message, Identify):
-                self._clock.align(message.host_now_us, read_at_us)
-                self._identify(message)
-            elif isinstance(message, Quiesce):
-                self._quiesce()
-            elif isinstance(message, Query) and message.what == "clock":
-                self._channel.send(ClockReading(read_at_us))
-            elif isinstance(message, Query) and self._session is not None:
-                if message.what == "traces":
-                    self._send_traces(self._session, message.last)
-                else:
-                    self._report(self._session)
+            what(message, *arguments)
         except Exception as exc:  # whatever the host sent, packets go on under the last good state
             self.event("agent-error", message=type(message).__name__, error=repr(exc))
 
+    def _obey(self, message: Message, read_at_us: int) -> None:
+        if isinstance(message, Identify):
+            self._clock.set(message.host_now_us, read_at_us)
+            self._assume(message)
+        elif isinstance(message, Configure):
+            self._clock.set(message.host_now_us, read_at_us)
+            self._configure(message)
+        elif isinstance(message, InstallTable) and self._session is not None:
+            self._session.install(message.table)
+        elif isinstance(message, Align):
+            self._clock.offset_us += message.delta_us
+            self._set_wall_clock()
+        elif isinstance(message, Quiesce):
+            self._quiesce()
+        elif isinstance(message, Query) and message.what == "clock":
+            self._channel.send(ClockReading(read_at_us + self._clock.offset_us))
+        elif isinstance(message, Query) and self._session is not None:
+            if message.what == "traces":
+                self._send_traces(self._session, message.last)
+            else:
+                self._report(self._session)
+
     def _configure(self, message: Configure) -> None:
-        session = Session.begin(message, self._clock.now_us())
-        with RouteNetlink() as network:
-            network.set_mtu(self._tun.name, message.overlay_mtu)
-        if self._session is not None:
-            self._poll.unregister(self._underlay)
+        now = self._clock.now_us()
+        session = Session.begin(message, now)
+        if self._overlay_mtu != message.overlay_mtu:
+            with RouteNetlink() as network:
+                network.set_mtu(self._tun.name, message.overlay_mtu)
+            self._overlay_mtu = message.overlay_mtu
         if self._underlay.port != message.port:
+            self._poll.unregister(self._underlay)
             self._underlay.close()
             self._underlay = Underlay(message.port)
-        self._poll.register(self._underlay, _READ)
-        if self._session is None:
-            self._poll.register(self._tun, _READ)
+            self._poll.register(self._underlay, _READ)
         self._session = session
+        if message.first:
+            burst = [bytes.fromhex(packet) for packet in message.first]
+            actions = session.forwarder.from_application(burst, now, len(burst))
+            self._perform(session, actions, now)
         self._channel.send(session.ready())
 
     def _quiesce(self) -> None:
-        """Be ready to be saved. What is imported and tidied now, no copy has to do."""
+        """Be ready to be saved. What is imported, tried and tidied now, no copy has to do."""
         import gc
         import ipaddress  # noqa: F401 - a session may want it
 
-        from fabric.agent import identity
+        from fabric.agent import door, identity
+        from fabric.agent.rehearsal import rehearse
 
         if self._session is not None:
             raise RuntimeError("a guest that serves a connection cannot become a template")
-        quiesced = identity.forget(self._uplink)
+        uplink = identity.Uplink(self._uplink, ipv6=self.ipv6)
+        uplink.forget()
+        rehearse(uplink, self._rehearse)
+        door.shut(self._run)
+        quiesced = uplink.release()
+        self._nobody = uplink
         gc.collect()
         gc.freeze()  # the collector would write into, and so copy, every page it looks at
+        if self._scrub:
+            identity.scrub()
         self._channel.send(quiesced)
 
-    def _identify(self, message: Identify) -> None:
-        from fabric.agent import identity
+    def _rehearse(self, uplink: Uplink, lines: bytes) -> None:
+        """Do what a copy will do between waking up and its first packet; leave nothing of it."""
+        channel, offset = self._channel, self._clock.offset_us
+        self._channel, self._nobody = channel.mute(), uplink
+        try:
+            read_at = self._clock.monotonic_us()
+            for message in self._channel.decode(lines):
+                self._obey(message, read_at)
+        finally:
+            self._channel, self._clock.offset_us = channel, offset
+            self._session = self._identity = self._nobody = None
 
-        self._channel.send(identity.assume(message, self._uplink, ipv6=self.ipv6))
-        self._copied = True
+    def _assume(self, message: Identify) -> None:
+        if self._nobody is None:
+            raise RuntimeError("only a guest that was quiesced takes another identity")
+        self._nobody.assume(message)
+        self._identity = message
+
+    def _settle(self, message: Identify) -> None:
+        from fabric.agent.door import Door
+
+        uplink, self._identity = self._nobody, None
+        assert uplink is not None  # it was assumed
+        said = uplink.settle(message)
+        self._door = Door(bytes.fromhex(message.host_key), self._run)
+        self._poll.register(self._door, _READ)
+        self._channel.send(said)
 
     def _set_wall_clock(self) -> None:
-        if not self._copied:
+        if self._nobody is None:
             return  # it booted with a clock, or does not run in a guest of its own at all
         from fabric.agent import identity
 
@@ -246,8 +313,15 @@ class Agent:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``agent [--control PATH] [--uplink NAME] [--tun NAME]``; never returns unless it fails."""
-    options = {"--control": CHANNEL, "--uplink": UPLINK, "--tun": TUN_NAME}
+    """``agent [--control PATH] [--uplink NAME] [--tun NAME] [--run DIR] [--scrub yes|no]``; never
+    returns unless it fails."""
+    options = {
+        "--control": CHANNEL,
+        "--uplink": UPLINK,
+        "--tun": TUN_NAME,
+        "--run": RUN,
+        "--scrub": "yes",
+    }
     words = list(sys.argv[1:] if argv is None else argv)
     # argparse costs 60 ms to import under emulation; three options do not need it.
     for name, value in zip(words[::2], words[1::2], strict=False):
@@ -258,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     channel = Channel(options["--control"])
     clock = Clock()
     tun = Tun(options["--tun"])
-    agent = Agent(channel, tun, clock, options["--uplink"])
+    run, scrub = options["--run"], options["--scrub"] == "yes"
+    agent = Agent(channel, tun, clock, options["--uplink"], run=run, scrub=scrub)
     agent.ipv6 = ipv6 = prepare_guest(options["--tun"], options["--uplink"])
     channel.send(Hello(_own_digest(), sys.version.split()[0], time.monotonic_ns() // 1000))
     if not ipv6:

@@ -1,7 +1,8 @@
 """Interfaces, routes and rules of the guest, in process.
 
-Owns: the few rtnetlink and ioctl requests the agent needs. May import: the standard library.
-A subprocess costs a hundred milliseconds under emulation; a netlink message costs one system call.
+Owns: the few rtnetlink and ioctl requests the agent needs. May import: the standard library,
+fabric.errors, fabric.wire.contract. A subprocess costs a hundred milliseconds under emulation; a
+netlink message costs one system call.
 Sources: rtnetlink(7), netlink(7), linux/fib_rules.h.
 """
 
@@ -13,6 +14,7 @@ import socket
 from struct import Struct
 
 from fabric.errors import KernelLacks
+from fabric.wire.contract import GATEWAY_V6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,16 +25,20 @@ _RTMSG = Struct("=BBBBBBBBI")
 _ERROR = Struct("=i")
 _REQUEST, _ACK, _REPLACE, _CREATE, _EXCL = 0x1, 0x4, 0x100, 0x400, 0x200
 _NLMSG_ERROR = 2
-_NEWADDR, _NEWROUTE, _NEWRULE = 20, 24, 32
+_NEWADDR, _NEWROUTE, _NEWNEIGH, _NEWRULE = 20, 24, 28, 32
 _IFADDRMSG = Struct("=BBBBI")
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_IFA_LOCAL = 2
 _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 4, 5, 6
+_RTNH_F_ONLINK = 4
+_NDMSG = Struct("=BxxxiHBB")
+_NDA_DST, _NDA_LLADDR = 1, 2
+_NUD_PERMANENT = 0x80
 _FRA_IIFNAME, _FRA_PRIORITY = 3, 6
 _TABLE_MAIN = 254
 _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _SCOPE_LINK, _UNICAST = 4, 0, 253, 1
 _ACTION_TO_TABLE = 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
-_SIOCGIFADDR, _SIOCSIFADDR, _SIOCGIFNETMASK = 0x8915, 0x8916, 0x891B
+_SIOCGIFADDR, _SIOCSIFADDR = 0x8915, 0x8916
 _SIOCSIFHWADDR, _SIOCGIFHWADDR = 0x8924, 0x8927
 _IFREQ_FLAGS, _IFREQ_INT = Struct("16sH22x"), Struct("16si20x")
 _IFREQ_ADDRESS, _IFREQ_MAC = Struct("16sHH4s16x"), Struct("16sH6s16x")
@@ -71,55 +77,35 @@ class RouteNetlink:
         flags = _IFREQ_FLAGS.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFFLAGS, request))[1]
         fcntl.ioctl(self._ioctl, _SIOCSIFFLAGS, _IFREQ_FLAGS.pack(name.encode(), flags & ~_IFF_UP))
 
-    def set_mac(self, name: str, mac: str) -> None:
-        """Set an interface's MAC, colon form. Raises OSError, ValueError."""
-        octets = bytes.fromhex(mac.replace(":", ""))
-        if len(octets) != 6:
-            raise ValueError(f"{mac!r} is no MAC")
-        fcntl.ioctl(
-            self._ioctl, _SIOCSIFHWADDR, _IFREQ_MAC.pack(name.encode(), _ARPHRD_ETHER, octets)
-        )
-
     def mac(self, name: str) -> str:
         """An interface's MAC, colon form. Raises OSError."""
         request = _IFREQ_MAC.pack(name.encode(), 0, bytes(6))
         octets: bytes = _IFREQ_MAC.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFHWADDR, request))[2]
         return octets.hex(":")
 
-    def set_address(self, name: str, address: str) -> None:
-        """Give an interface the IPv4 ``address/length`` in place of any other; 0.0.0.0 takes it
-        away. Raises OSError, KernelLacks, ValueError."""
-        plain, _, length = address.partition("/")
+    def clear_address(self, name: str) -> None:
+        """Take the IPv4 address off an interface, if it has one. Raises OSError."""
         nothing = _IFREQ_ADDRESS.pack(name.encode(), socket.AF_INET, 0, bytes(4))
         fcntl.ioctl(self._ioctl, _SIOCSIFADDR, nothing)
-        octets = socket.inet_aton(plain)
-        if not any(octets):
-            return
-        index, bits = socket.if_nametoindex(name), int(length)
-        host_bits = (1 << 32 - bits) - 1
-        broadcast = (int.from_bytes(octets, "big") | host_bits).to_bytes(4, "big")
-        body = _IFADDRMSG.pack(socket.AF_INET, bits, 0, _SCOPE_UNIVERSE, index)
-        for kind, value in (
-            (_IFA_LOCAL, octets),
-            (_IFA_ADDRESS, octets),
-            (_IFA_BROADCAST, broadcast),
-        ):
-            body += _attribute(kind, value)
-        self._request(_NEWADDR, _CREATE | _REPLACE, body, f"address {address} of {name}")
 
     def address(self, name: str) -> str:
-        """An interface's first IPv4 ``address/length``, empty when it has none."""
+        """An interface's first IPv4 address, empty when it has none."""
         request = _IFREQ_ADDRESS.pack(name.encode(), socket.AF_INET, 0, bytes(4))
         try:
-            octets = _IFREQ_ADDRESS.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFADDR, request))[3]
-            mask = _IFREQ_ADDRESS.unpack(fcntl.ioctl(self._ioctl, _SIOCGIFNETMASK, request))[3]
+            answer = fcntl.ioctl(self._ioctl, _SIOCGIFADDR, request)
         except OSError:  # EADDRNOTAVAIL
             return ""
-        return f"{socket.inet_ntoa(octets)}/{int.from_bytes(mask, 'big').bit_count()}"
+        return socket.inet_ntoa(_IFREQ_ADDRESS.unpack(answer)[3])
 
     def main_route(self, name: str, family: int, gateway: str) -> None:
         """Default route of what leaves the guest. Raises KernelLacks."""
         self.default_route(name, family, _TABLE_MAIN, gateway)
+
+    def know(self, name: str, family: int, address: str, mac: str) -> None:
+        """A neighbour that need not be asked for its MAC. Raises KernelLacks.
+
+        A change of the interface's own MAC makes the kernel forget all of its neighbours."""
+        self._request(*_neighbour(socket.if_nametoindex(name), family, address, mac))
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Set an interface's MTU, bytes."""
@@ -131,8 +117,23 @@ class RouteNetlink:
         if gateway:
             attributes += _attribute(_RTA_GATEWAY, socket.inet_pton(family, gateway))
         scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
-        body = _RTMSG.pack(family, 0, 0, 0, table, _PROTOCOL_STATIC, scope, _UNICAST, 0)
+        # "On link": the kernel need not find the gateway in a prefix of the interface's first.
+        flags = _RTNH_F_ONLINK if gateway else 0
+        body = _RTMSG.pack(family, 0, 0, 0, table, _PROTOCOL_STATIC, scope, _UNICAST, flags)
         self._request(_NEWROUTE, _CREATE | _REPLACE, body + attributes, f"route into {name}")
+
+    def send(self, mac_request: bytearray, batch: bytearray) -> None:
+        """For :class:`Becoming`: the kernel answers only what it refuses. Raises OSError."""
+        fcntl.ioctl(self._ioctl, _SIOCSIFHWADDR, mac_request)
+        self._socket.send(batch)
+
+    def confirm(self, what: str) -> None:
+        """Whether anything sent without asking for an answer was refused. Raises KernelLacks."""
+        try:
+            answer = self._socket.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        _raise_refusal(answer, what)
 
     def rule_from_interface(self, name: str, family: int, table: int, priority: int) -> None:
         """Packets that arrive on ``name`` use ``table``; an equal rule may exist already."""
@@ -146,13 +147,50 @@ class RouteNetlink:
                 raise
 
     def _request(self, kind: int, flags: int, body: bytes, what: str) -> None:
-        length = _NLMSG.size + len(body)
-        self._socket.send(_NLMSG.pack(length, kind, flags | _REQUEST | _ACK, 1, 0) + body)
-        answer = self._socket.recv(4096)
-        code = _ERROR.unpack_from(answer, _NLMSG.size)[0]
-        if code:
-            reason = OSError(-code, os.strerror(-code))
-            raise KernelLacks(f"guest network: {what}: {reason.strerror}") from reason
+        self._socket.send(_message(kind, flags | _ACK, body))
+        _raise_refusal(self._socket.recv(4096), what)
+
+
+class Becoming:
+    """The two requests that make an uplink somebody's, with holes for MAC and address.
+
+    Filled in and sent before a copy's first packet, so everything else about them is done before:
+    one ioctl and one send, whose success nobody waits for (the caller looks at the result later).
+    """
+
+    def __init__(self, network: RouteNetlink, name: str, gateway: str, gateway_mac: str) -> None:
+        self._network = network
+        index = socket.if_nametoindex(name)
+        self._mac = bytearray(_IFREQ_MAC.pack(name.encode(), _ARPHRD_ETHER, bytes(6)))
+        body = _IFADDRMSG.pack(socket.AF_INET, 32, 0, _SCOPE_UNIVERSE, index)
+        kind, flags, neighbour, _ = _neighbour(index, socket.AF_INET, gateway, gateway_mac)
+        self._batch = bytearray(_message(kind, flags, neighbour))
+        # The address is the last of it.
+        self._batch += _message(_NEWADDR, _CREATE, body + _attribute(_IFA_LOCAL, bytes(4)))
+
+    def become(self, mac: bytes, address: bytes) -> None:
+        """Take 6 octets of MAC and 4 of address. Raises OSError."""
+        self._mac[18:24] = mac
+        self._batch[-4:] = address
+        self._network.send(self._mac, self._batch)
+
+
+def _raise_refusal(answer: bytes, what: str) -> None:
+    code = _ERROR.unpack_from(answer, _NLMSG.size)[0]
+    if code:
+        reason = OSError(-code, os.strerror(-code))
+        raise KernelLacks(f"guest network: {what}: {reason.strerror}") from reason
+
+
+def _neighbour(index: int, family: int, address: str, mac: str) -> tuple[int, int, bytes, str]:
+    body = _NDMSG.pack(family, index, _NUD_PERMANENT, 0, 0)
+    body += _attribute(_NDA_DST, socket.inet_pton(family, address))
+    body += _attribute(_NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
+    return _NEWNEIGH, _CREATE | _REPLACE, body, f"neighbour {address}"
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return _NLMSG.pack(_NLMSG.size + len(body), kind, flags | _REQUEST, 1, 0) + body
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -170,7 +208,7 @@ def write_sysctl(path: str, value: str) -> bool:
     return True
 
 
-def prepare_guest(tun: str, uplink: str, gateway6: str = "fe80::1") -> bool:
+def prepare_guest(tun: str, uplink: str, gateway6: str = GATEWAY_V6) -> bool:
     """Lead everything that is not for the guest itself from ``uplink`` into ``tun``; what comes out
     of ``tun`` takes the default route. Returns whether IPv6 works. Raises KernelLacks."""
     for path in (

@@ -14,7 +14,7 @@ from fabric.cli import context
 from fabric.cli.context import LabOption
 from fabric.cli.output import Format, OutputOption, emit_json, emit_table, progress, say
 from fabric.errors import FabricError, UserError
-from fabric.host.config import TIERS
+from fabric.routing.rules import TIERS
 
 FileArgument = Annotated[Path, typer.Argument(help="Topology file (YAML).")]
 

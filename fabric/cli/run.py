@@ -75,7 +75,7 @@ def execute(guest: GuestArgument, command: CommandArgument, lab: LabOption = Non
     from fabric.host.netns import enter_netns
     from fabric.host.provision import run_command
 
-    keys = _ssh_keys()
+    keys = _ssh_keys(view["guest_host_key"])
     # Only this host's namespace has a way to its guests. Nothing after this needs another one.
     enter_netns(_namespace(recorded, host))
     with _raw_terminal() as terminal:
@@ -162,12 +162,13 @@ def _become(argv: Sequence[str], environment: dict[str, str]) -> None:
     os.execvpe(argv[0], list(argv), environment)
 
 
-def _ssh_keys() -> Any:
+def _ssh_keys(host_key: str | None) -> Any:
+    """``host_key``: the guest's own; None when it has the image's."""
     from fabric.host.image import load_image
     from fabric.host.provision import SshKeys
 
     image = load_image(context.state_dir())
-    return SshKeys(image.host_public_key, image.client_key)
+    return SshKeys(host_key or image.host_public_key, image.client_key)
 
 
 class _raw_terminal:  # noqa: N801 - used as a function

@@ -14,8 +14,7 @@ from typing import Any
 
 from fabric.errors import ConfigError
 
-TIERS = ("cold", "template")
-"""Spawn tiers a guest can come from: a boot from the image, or a copy of a booted guest."""
+DEFAULT_TIER = "prepared"
 
 TEMPLATE_DIR = "/dev/shm/fabric"
 """On tmpfs: a clone's memory is the template's until it writes to it."""
@@ -38,6 +37,18 @@ class Limits:
     """Packets held on the whole host."""
     spawns_per_second: float = 16.0
     """Sustained rate of new guests (token bucket, burst = one second's worth, at least 16)."""
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """How many guests are kept ready for requests to come (tiers ``prepared`` and ``warm``)."""
+
+    minimum: int = 2
+    """Kept ready in any case."""
+    maximum: int = 16
+    """Kept ready at most, however many requests came lately."""
+    memory_floor_mib: int = 1024
+    """With less memory available on the machine nothing is kept ready, MiB."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ class HostConfig:
     guest_subnet: str = DEFAULT_GUEST_SUBNET
     port: int = 7704
     """UDP port of the underlay."""
-    tier: str = "cold"
+    tier: str = DEFAULT_TIER
+    pool: PoolConfig = field(default_factory=PoolConfig)
     idle_timeout: float = 30.0
     """Seconds without a packet after which a connection's guest is destroyed."""
     announce: bool = True
@@ -102,8 +114,9 @@ class HostConfig:
         """Inverse of :meth:`to_json`. Raises ConfigError on unknown or missing keys."""
         try:
             limits = Limits(**data.get("limits", {}))
+            pool = PoolConfig(**data.get("pool", {}))
             lists = {k: tuple(data[k]) for k in ("overlay_addresses", "overlay_prefixes")}
-            return cls(**{**data, **lists, "limits": limits})
+            return cls(**{**data, **lists, "limits": limits, "pool": pool})
         except (KeyError, TypeError) as exc:
             raise ConfigError(f"orchestrator configuration: {exc}") from exc
 

@@ -78,6 +78,8 @@ class Connection:
     state: State = State.HELD
     guest: Guest | None = None
     held: deque[HeldPacket] = field(default_factory=deque)
+    handed: HeldPacket | None = None
+    """The one of ``held`` that the agent was given with its instructions."""
     held_dropped: int = 0
     spawns: int = 0
     spawn_ms: float | None = None

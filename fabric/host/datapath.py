@@ -21,6 +21,7 @@ from fabric.host.netlink import Netlink
 from fabric.host.nftables import Nftables
 from fabric.host.steering import NftSteering, SteeringConfig
 from fabric.routing.topology import Topology
+from fabric.wire.contract import GATEWAY_MAC
 from fabric.wire.inner import FiveTuple
 
 # Room for the datagrams of a burst of new connections while the event loop is busy, bytes.
@@ -52,6 +53,8 @@ class KernelDatapath:
                 alias=f"fabric:{config.lab}:{config.host}",
             )
             self._socket = stack.enter_context(self._bind())
+            # The MAC by which every guest knows its host, without having to ask.
+            netlink.set_mac(config.guest_interface, GATEWAY_MAC)
             stack.callback(self._miss.remove)
             stack.enter_context(self._miss)
             nftables = stack.enter_context(Nftables())

@@ -102,6 +102,14 @@ def render(spec: DomainSpec) -> str:
     )
 
 
+def mark_element(mark: OwnerMark) -> str:
+    """The mark as an XML element, for :meth:`Hypervisor.assign`. Names are validated elsewhere."""
+    return (
+        f"<guest lab='{mark.lab}' host='{mark.host}' index='{mark.index}' "
+        f"connection='{mark.connection:016x}' created-us='{mark.created_us}'/>"
+    )
+
+
 def read_mark(xml: str) -> OwnerMark | None:
     """Our mark in a domain's XML; None when the domain is not ours.
 

@@ -65,15 +65,26 @@ class Hypervisor(Protocol):
         """Let a paused domain run. Raises SpawnFailed, HypervisorDown."""
 
     def save_state(self, name: str, path: Path) -> None:
-        """Stop the domain for good and write its devices' state to a new file.
+        """Stop a running domain for good and write its devices' state to a new file.
 
         Its memory must be a shared file: it is whole there when this returns. Raises SpawnFailed,
         HypervisorDown, OSError (``path``)."""
 
-    def load_state(self, name: str, path: Path) -> None:
-        """Give a paused domain that waits for it the state :meth:`save_state` wrote.
+    def arm(self, name: str, path: Path) -> None:
+        """Make a paused domain ready for the state :meth:`save_state` wrote to ``path``.
 
         Raises SpawnFailed, HypervisorDown, OSError (``path``)."""
+
+    def wake(self, name: str) -> None:
+        """Have an armed domain take its state and go on where it was saved.
+
+        It may end a moment later, when the state does not fit it. Raises SpawnFailed,
+        HypervisorDown."""
+
+    def assign(self, name: str, mark: str) -> None:
+        """Put another mark (an XML element) in place of the domain's.
+
+        Raises SpawnFailed, HypervisorDown."""
 
     def destroy(self, name: str) -> None:
         """End the domain and prove its absence; idempotent.

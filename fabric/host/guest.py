@@ -11,16 +11,24 @@ import contextlib
 import time
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, get_args
 
 from fabric.errors import AgentLost, EnvironmentFault
 from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
 from fabric.host.domain_xml import DomainSpec, Machine
+from fabric.host.host_key import HostKey
 from fabric.host.identity import GuestIdentity
 from fabric.host.image import kernel_arguments
 from fabric.host.lifecycle import GuestEvent, GuestState, advance
 from fabric.wire.control import Hello, Identified, Message, Quiesced, Ready
+
+if TYPE_CHECKING:
+    from fabric.host.template import Template  # it imports this module
+
+NO_CONNECTION = 0
+"""The "connection" of guests that are kept ready, or made into a template; a real one has a node id
+in it, never 0."""
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, used where the topology names none."""
@@ -70,18 +78,24 @@ class Guest:
         loop = asyncio.get_running_loop()
         self.identity = identity
         self.connection = connection
+        """64-bit id; NO_CONNECTION until there is one."""
         self.state = GuestState.REQUESTED
         self.phases: dict[str, float] = {}
-        """Milliseconds: domain_ms (libvirt); then boot_ms (to SSH), ssh_ms (push), agent_ms (to its
-        hello), or state_ms (loaded), resume_ms, identify_ms; ready_ms (configuration), total_ms."""
+        """Milliseconds: queue_ms (for its turn); domain_ms (libvirt); boot_ms (to SSH), ssh_ms
+        (push), agent_ms (to its hello), or arm_ms, state_ms (loading, going on), identify_ms;
+        ready_ms (configured); total_ms of the request."""
         self.tier = ""
         """Where it came from; empty until that is decided."""
         self.uuid = ""
         """The domain's, once it exists: its name is used again, this is not."""
         self.stops: set[str] = set()
         """Ends of domains of this name that were reported before ``uuid`` was known."""
+        self.template: Template | None = None
+        """What it is a copy of; None for a guest that booted."""
+        self.host_key: HostKey | None = None
+        """The SSH key a copy was given; None: it has the image's."""
         self.sample = ""
-        """What a copy of a template drew from its random generator; empty for others."""
+        """What a copy drew from its random generator; empty for others."""
         self.hello: Hello | None = None
         self.ready: Ready | None = None
         self.channel: Channel | None = None

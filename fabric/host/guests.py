@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,32 +24,32 @@ from fabric.errors import AgentLost, CapacityExceeded, Conflict, FabricError, Sp
 from fabric.host.bundle import Bundle
 from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
+from fabric.host.copies import impostor
+from fabric.host.domain_xml import OwnerMark, mark_element
 from fabric.host.domains import DomainEvent, Hypervisor
-from fabric.host.guest import Accelerator, Guest, Image, milliseconds_since, phase, unless_lost
+from fabric.host.guest import (
+    NO_CONNECTION,
+    Accelerator,
+    Guest,
+    Image,
+    milliseconds_since,
+    phase,
+)
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
 from fabric.host.leftovers import GUEST_KIND, clear_leftovers
 from fabric.host.lifecycle import GuestEvent, GuestState
 from fabric.host.provision import Provisioner, SshKeys, SshProvisioner
 from fabric.host.steps import Hooks, Steps
+from fabric.host.supply import PooledTier, Slots, Supply
 from fabric.host.template import TemplateStore
-from fabric.host.tiers import ColdTier, TemplateTier, Tier
-from fabric.wire.control import AgentEvent, Configure, Message
+from fabric.host.tiers import Instruct, Tier
+from fabric.wire.control import AgentEvent, Identified, Message
 
 _T = TypeVar("_T")
 
-SPAWN_ATTEMPTS = 2
-"""One retry in another slot: the first may have hit a leftover or a passing fault."""
-
-BOOTS_PER_CPU = 2
-"""Boots at once per processor. Emulated guests are processor bound, so more at once only makes the
-first one later; twice the processors fills the gaps in which a guest waits."""
-
-CLONES_PER_CPU = 4
-"""Copies of templates coming up at once per processor: half of the time they wait for libvirt."""
-
-TEMPLATE_CONNECTION = 0
-"""The "connection" of a guest a template is made from; a real one has a node id in it, never 0."""
+THREADS_PER_CPU = 8
+"""Threads for what blocks: boots, copies and wakes at once, and some."""
 
 DESTROYERS = 4
 """Destructions at once. libvirt serves about five slow calls at a time, see max_workers."""
@@ -88,7 +89,10 @@ class GuestManager:
         journal: Journal | None = None,
         boots: int | None = None,
         templates: TemplateStore | None = None,
+        pooled: tuple[str, ...] = (),
     ) -> None:
+        """``templates``: None means that guests only boot; ``pooled``: the tiers guests are kept
+        ready for."""
         self.on_event: Callable[[str, Guest, dict[str, Any]], None] = _ignore
         self.on_message: Callable[[Guest, Message], None] = _ignore
         self.on_lost: Callable[[Guest], None] = _ignore
@@ -98,9 +102,8 @@ class GuestManager:
         self._config = config
         self._hypervisor = hypervisor
         self._journal = journal or Journal(config.host_dir / "journal.jsonl")
-        cold_boots = boots or BOOTS_PER_CPU * (os.cpu_count() or 1)
-        clones = CLONES_PER_CPU * (os.cpu_count() or 1)
-        self._makers = ThreadPoolExecutor(2 * cold_boots + clones, "fabric-spawn")
+        threads = THREADS_PER_CPU * (os.cpu_count() or 1)
+        self._makers = ThreadPoolExecutor(threads, "fabric-spawn")
         self._destroyers = ThreadPoolExecutor(DESTROYERS, "fabric-destroy")
         keys = SshKeys(image.host_public_key, image.client_key)
         self._steps = steps = Steps(
@@ -111,16 +114,12 @@ class GuestManager:
             self._journal,
             provisioner or SshProvisioner(keys, bundle.data, self._makers),
             self._makers,
-            Hooks(self._emit, self._attach, self._listen),
+            Hooks(self._emit, self._attach, self._listen, self._lost),
         )
-        self._cold = ColdTier(steps, asyncio.Semaphore(cold_boots))
-        self._template: TemplateTier | None = None
-        if templates is not None:
-            self._template = TemplateTier(steps, asyncio.Semaphore(clones), self._cold, templates)
-        self._tiers: list[Tier] = [self._cold] * SPAWN_ATTEMPTS
-        if self._template is not None:
-            self._tiers.insert(0, self._template)
-        self._preparing: asyncio.Task[None] | None = None
+        slots = Slots(self._maker, self._make, self.destroy, self._busy, self._notice)
+        self._supply = Supply(steps, slots, templates, pooled, boots)
+        self._serving = 0
+        self._marking: set[asyncio.Task[None]] = set()
         self._guests: dict[int, Guest] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = asyncio.Lock()
@@ -130,9 +129,13 @@ class GuestManager:
     # -- what there is -------------------------------------------------------------------------
 
     def alive(self) -> int:
-        """Slots that are not free: guests of any state but gone. One a template is being made from
-        does not count: it must not cost a connection its place."""
-        return sum(g.connection != TEMPLATE_CONNECTION for g in self._guests.values())
+        """Slots connections hold: guests of any state but gone. One that is kept ready, or that a
+        template is being made from, does not count: it must not cost a connection its place."""
+        return sum(g.connection != NO_CONNECTION for g in self._guests.values())
+
+    def kept_ready(self) -> dict[str, int]:
+        """Guests that wait for a connection, by tier."""
+        return self._supply.kept_ready()
 
     def guests(self) -> list[Guest]:
         """All guests that hold a slot, by index."""
@@ -155,101 +158,149 @@ class GuestManager:
             owner = (self._hypervisor, self._journal, self._config.lab, self._config.host)
             leftovers = await self._blocking(clear_leftovers, *owner)
             self._started = True
-            if self._template is not None:
-                keeping = self._template.keep(self._maker, self.on_notice)
-                self._preparing = asyncio.create_task(keeping)
+            self._supply.start()
             return leftovers
 
-    async def spawn(
-        self, connection: int, configure: Callable[[GuestIdentity], Configure]
-    ) -> Guest:
+    async def spawn(self, connection: int, instruct: Instruct, tier: str = "") -> Guest:
         """A running, configured guest for ``connection`` (64-bit id).
 
-        ``configure`` is called once the agent said hello. A tier that cannot be had, or fails, is
-        followed by a cold boot. Raises SpawnFailed when those failed twice, in two slots, or no
-        slot is left. Cancelling it destroys what was begun.
+        ``instruct`` is called when its agent is about to be told. ``tier`` names another tier than
+        the host's to begin with; one that cannot be had, or fails, is followed by the next slower
+        one. Raises SpawnFailed when all of them failed or no slot is left. Cancelling it destroys
+        what was begun.
         """
         reasons: list[str] = []
-        tiers = list(self._tiers)
-        while tiers and not self._closing:
-            try:
-                await self.start()
-                guest = self._claim(connection)
-            except FabricError as exc:
-                raise SpawnFailed(exc.message, cure=exc.cure) from exc
-            tier = self._choose(guest, tiers)
-            try:
-                await self._bring_up(guest, tier, configure)
-            except FabricError as exc:
-                reasons.append(str(exc))
-                self._fail(guest, str(exc), quarantine=isinstance(exc, Conflict))
-                if tiers and not self._closing:
-                    self._fall_back(guest, tier, tiers[0], str(exc))
-            except BaseException:
-                # Cancelled, or a defect: nothing may stay behind either way.
-                self._fail(guest, "the spawn was abandoned")
-                raise
-            else:
-                return guest
+        self._serving += 1
+        try:
+            tiers = self._supply.plan(tier or self._config.tier)
+            while tiers and not self._closing:
+                guest, chosen = await self._take(connection, tiers)
+                try:
+                    await self._bring_up(guest, chosen, instruct)
+                except FabricError as exc:
+                    reasons.append(str(exc))
+                    self._fail(guest, str(exc), quarantine=isinstance(exc, Conflict))
+                    if tiers and not self._closing:
+                        self._fall_back(guest, chosen, tiers[0], str(exc))
+                except BaseException:
+                    # Cancelled, or a defect: nothing may stay behind either way.
+                    self._fail(guest, "the spawn was abandoned")
+                    raise
+                else:
+                    return guest
+        finally:
+            self._serving -= 1
         raise SpawnFailed(
             f"no guest for connection {connection:016x}: {'; then '.join(reasons) or 'closing'}"
         )
 
-    def _choose(self, guest: Guest, tiers: list[Tier]) -> Tier:
-        """Take the first tier that can be had off the list."""
-        tier = tiers.pop(0)
-        while tiers and (why := tier.unavailable()):
-            self._fall_back(guest, tier, tiers[0], why)
+    async def _take(self, connection: int, tiers: list[Tier]) -> tuple[Guest, Tier]:
+        """Take the first tier that can be had off the list, and a guest of it."""
+        try:
+            await self.start()
+            passed: list[tuple[Tier, str]] = []
             tier = tiers.pop(0)
-        guest.tier = tier.name
-        return tier
+            while tiers and (why := tier.unavailable()):
+                passed.append((tier, why))
+                tier = tiers.pop(0)
+            guest = self._claim(connection, tier)
+        except FabricError as exc:
+            raise SpawnFailed(exc.message, cure=exc.cure) from exc
+        passed.append((tier, ""))
+        for (old, why), (new, _) in itertools.pairwise(passed):
+            self._fall_back(guest, old, new, why)
+        return guest, tier
 
-    def _fall_back(self, guest: Guest, old: Tier, new: Tier, reason: str) -> None:
-        if old.name != new.name:
-            fields = {"from": old.name, "to": new.name, "reason": reason}
-            self._emit("tier-fallback", guest, **fields)
-
-    def _claim(self, connection: int) -> Guest:
-        index = next(i for i in range(1, len(self._guests) + 2) if i not in self._guests)
+    def _claim(self, connection: int, tier: Tier) -> Guest:
         if self.alive() >= self._config.limits.guests:
             raise CapacityExceeded(
                 f"all {self._config.limits.guests} guest slots are taken",
                 limit="guests",
                 cure="raise limits.guests or let idle connections end",
             )
+        guest = tier.claim()
+        if guest is None:
+            return self._slot(connection, tier.name)
+        guest.connection = connection
+        self._emit("guest-claimed", guest, tier=tier.name, uuid=guest.uuid)
+        self._background(self._remark(guest))
+        return guest
+
+    def _slot(self, connection: int, tier: str) -> Guest:
+        """A guest in the first free slot, nothing of it made yet. Raises CapacityExceeded."""
+        index = next(i for i in range(1, len(self._guests) + 2) if i not in self._guests)
         guest = Guest(GuestIdentity.derive(self._config, index), connection)
+        guest.tier = tier
         self._guests[index] = guest
         return guest
 
-    async def _bring_up(
-        self, guest: Guest, tier: Tier, configure: Callable[[GuestIdentity], Configure]
-    ) -> None:
-        async with tier.at_once:
-            begun = time.perf_counter()
-            await tier.bring_up(guest)
-            with phase(guest, "ready_ms"):
-                assert guest.channel is not None  # bring_up joined it
-                guest.channel.send(configure(guest.identity))
-                word = self._steps.word(guest, guest.said_ready, self._cold.agent_deadline)
-                guest.ready = await unless_lost(guest, word)
-            if guest.ready.connection != guest.connection:
-                raise AgentLost(f"{guest.name}: ready for connection {guest.ready.connection:016x}")
-            guest.phases["total_ms"] = milliseconds_since(begun)
-            guest.advance(GuestEvent.READY)
-            self._emit("guest-ready", guest, tier=tier.name, phases=dict(guest.phases))
+    def _fall_back(self, guest: Guest, old: Tier, new: Tier, reason: str) -> None:
+        if old.name != new.name:
+            fields = {"from": old.name, "to": new.name, "reason": reason}
+            self._emit("tier-fallback", guest, **fields)
+
+    async def _bring_up(self, guest: Guest, tier: Tier, instruct: Instruct) -> None:
+        begun = time.perf_counter()
+        with phase(guest, "queue_ms"):
+            await tier.at_once.acquire()
+        try:
+            await tier.bring_up(guest, instruct)
+        finally:
+            tier.at_once.release()
+        assert guest.ready is not None  # bring_up waited for it
+        if guest.ready.connection != guest.connection:
+            raise AgentLost(f"{guest.name}: ready for connection {guest.ready.connection:016x}")
+        guest.phases["total_ms"] = milliseconds_since(begun)
+        guest.advance(GuestEvent.READY)
+        self._emit("guest-ready", guest, tier=tier.name, phases=dict(guest.phases))
+
+    # -- guests of no connection ---------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def _maker(self) -> AsyncIterator[Guest]:
-        """A slot for the guest a template is made from: no connection's, and not counted."""
-        await self.start()
-        guest = self._claim(TEMPLATE_CONNECTION)
-        guest.tier = self._cold.name
+        """A slot for the guest a template is made from."""
+        guest = self._slot(NO_CONNECTION, self._supply.cold.name)
         try:
             yield guest
         finally:
             await self.destroy(guest)
             if guest.state is not GuestState.GONE:
                 raise SpawnFailed(f"{guest.name}, a template's guest, cannot be ended")
+
+    async def _make(self, tier: PooledTier) -> Guest:
+        """A guest for the tier's pool. Raises FabricError."""
+        guest = self._slot(NO_CONNECTION, tier.name)
+        try:
+            await tier.make(guest)
+        except BaseException as exc:
+            why = str(exc) if isinstance(exc, FabricError) else "the host is closing"
+            self._fail(guest, why, quarantine=isinstance(exc, Conflict))
+            raise
+        self._emit("guest-kept-ready", guest, tier=tier.name, phases=dict(guest.phases))
+        return guest
+
+    async def _remark(self, guest: Guest) -> None:
+        """Behind the request: journal and domain name the connection, too."""
+        identity = guest.identity
+        mark = OwnerMark(
+            identity.lab, identity.host, guest.index, guest.connection, time.time_ns() // 1000
+        )
+        label = f"{guest.connection:016x}"
+        with contextlib.suppress(FabricError):  # it ended meanwhile
+            note = functools.partial(self._journal.intend, connection=label)
+            await self._blocking(note, GUEST_KIND, guest.name)
+            await self._blocking(self._hypervisor.assign, guest.name, mark_element(mark))
+
+    def _busy(self) -> bool:
+        return self._serving > 0
+
+    def _notice(self, name: str, fields: dict[str, Any]) -> None:
+        self.on_notice(name, fields)
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._marking.add(task)
+        task.add_done_callback(self._marking.discard)
 
     # -- what guests do by themselves --------------------------------------------------------------
 
@@ -263,10 +314,22 @@ class GuestManager:
         self._lost(guest, reason)
 
     def _hear(self, guest: Guest, message: Message) -> None:
+        if isinstance(message, Identified):
+            self._identified(guest, message)
         if not guest.hear(message):
             if isinstance(message, AgentEvent) and message.name == AGENT_ERROR:
                 self._refused(guest, message)
             self.on_message(guest, message)
+
+    def _identified(self, guest: Guest, said: Identified) -> None:
+        """A copy shows who it became, behind its first packet."""
+        if why := impostor(guest, said):
+            self._supply.blame(guest, why)
+            self._lost(guest, why)
+            return
+        guest.sample = said.sample
+        fields = {"mac": said.mac, "address": said.address, "sample": said.sample}
+        self._emit("guest-identified", guest, **fields, host_key=said.host_key)
 
     def _refused(self, guest: Guest, error: AgentEvent) -> None:
         """An agent that cannot use its configuration will never be ready: do not wait for it."""
@@ -291,10 +354,12 @@ class GuestManager:
                 guest.stops.add(uuid)
 
     def _lost(self, guest: Guest, reason: str) -> None:
-        working = guest.state in (GuestState.RUNNING, GuestState.DRAINING)
         if guest.state in (GuestState.DESTROYING, GuestState.GONE):
             return
-        if not working:
+        if self._supply.discard(guest):
+            self._fail(guest, reason)
+            return
+        if guest.state not in (GuestState.RUNNING, GuestState.DRAINING):
             if not guest.fault.done():
                 guest.fault.set_result(reason)
             return
@@ -364,9 +429,9 @@ class GuestManager:
     async def close(self) -> None:
         """Destroy every guest and release everything. Idempotent."""
         self._closing = True
-        if self._preparing is not None:
-            self._preparing.cancel()
-            await asyncio.wait({self._preparing})
+        await self._supply.close()
+        if self._marking:
+            await asyncio.wait(self._marking)
         ends = []
         for guest in self.guests():
             if guest.quarantined:

@@ -129,23 +129,35 @@ class LibvirtHypervisor:
 
     def save_state(self, name: str, path: Path) -> None:
         domain = self._existing(name)
-        try:
-            domain.suspend()
-        except libvirt.libvirtError as exc:
-            raise self._translated(exc, f"stopping {name}") from exc
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             migration.save(self._monitor(domain, name), descriptor)
         finally:
             os.close(descriptor)
 
-    def load_state(self, name: str, path: Path) -> None:
+    def arm(self, name: str, path: Path) -> None:
         domain = self._existing(name)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            migration.load(self._monitor(domain, name), descriptor)
+            migration.arm(self._monitor(domain, name), descriptor)
         finally:
             os.close(descriptor)
+
+    def wake(self, name: str) -> None:
+        domain = self._existing(name)
+        migration.load(self._monitor(domain, name))
+        try:
+            domain.resume()
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"resuming {name}") from exc
+
+    def assign(self, name: str, mark: str) -> None:
+        domain = self._existing(name)
+        element, key = libvirt.VIR_DOMAIN_METADATA_ELEMENT, "fabric"
+        try:
+            domain.setMetadata(element, mark, key, OWNER_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"marking {name}") from exc
 
     def destroy(self, name: str) -> None:
         process = Process.find(self._pid(name), name)

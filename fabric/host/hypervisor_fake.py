@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from fabric.errors import Conflict, HypervisorDown, SpawnFailed
-from fabric.host.domain_xml import OwnerMark, domain_name_of, read_mark
+from fabric.host.domain_xml import OwnerMark, domain_name_of, read_mark, read_mark_element
 from fabric.host.domains import DomainEvent, DomainHandle, OwnedDomain, Watcher
 
 STATE = b"devices of a fake guest"
@@ -30,6 +30,7 @@ class FakeHypervisor:
         self.stuck: set[str] = set()
         """Names whose destruction cannot be proven."""
         self.paused: set[str] = set()
+        self.armed: set[str] = set()
         self.xml: dict[str, str] = {}
         self.uuids: dict[str, str] = {}
         self.fail_loading = 0
@@ -69,16 +70,31 @@ class FakeHypervisor:
         with path.open("xb") as file:
             file.write(STATE)
 
-    def load_state(self, name: str, path: Path) -> None:
+    def arm(self, name: str, path: Path) -> None:
         content = path.read_bytes()
         with self._lock:
             self._existing(name)
-            self.log.append(("load", name))
+            self.log.append(("arm", name))
+            if content != STATE or name not in self.paused:
+                raise SpawnFailed(f"arming {name}: no state of ours, or it runs already")
+            self.armed.add(name)
+
+    def wake(self, name: str) -> None:
+        with self._lock:
+            self._existing(name)
+            self.log.append(("wake", name))
             if self.fail_loading:
                 self.fail_loading -= 1
                 raise SpawnFailed(f"loading into {name}: told to fail")
-            if content != STATE or name not in self.paused:
-                raise SpawnFailed(f"loading into {name}: no state of ours, or it runs already")
+            if name not in self.armed:
+                raise SpawnFailed(f"loading into {name}: it was not armed")
+            self.armed.discard(name)
+            self.paused.discard(name)
+
+    def assign(self, name: str, mark: str) -> None:
+        with self._lock:
+            self._existing(name)
+            self.domains[name] = read_mark_element(mark)
 
     def destroy(self, name: str) -> None:
         with self._lock:
@@ -89,6 +105,7 @@ class FakeHypervisor:
             known = name in self.domains
             self.domains.pop(name, None)
             self.paused.discard(name)
+            self.armed.discard(name)
         if known:
             self._tell(DomainEvent.STOPPED, name)
 

@@ -31,8 +31,10 @@ def instructions(
     connection: Connection,
     guest: int,
     now_us: int,
+    first: tuple[bytes, ...] = (),
 ) -> Configure:
-    """What the agent of guest number ``guest`` is told about itself, its connection, its host."""
+    """What the agent of guest number ``guest`` is told about itself, its connection, its host.
+    ``first``: inner packets it is to send on at once."""
     ingress = connection.role is Role.INGRESS
     return Configure(
         connection=connection.id,
@@ -54,6 +56,7 @@ def instructions(
         host_now_us=now_us,
         source_node=connection.source_node,
         destination_node=connection.destination_node,
+        first=[packet.hex() for packet in first],
     )
 
 

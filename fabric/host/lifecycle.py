@@ -21,10 +21,14 @@ class GuestState(Enum):
     CREATING = "creating"
     """Written in the journal; the hypervisor may have it, or not yet."""
     BOOTING = "booting"
+    PREPARED = "prepared"
+    """A copy that waits, paused, for its state: it never ran."""
     PROVISIONING = "provisioning"
     """Its SSH server answers; the agent is on its way."""
     CONFIGURING = "configuring"
     """Its agent runs, and is told what to do."""
+    WARM = "warm"
+    """A copy that runs, is somebody, and waits for a connection."""
     RUNNING = "running"
     DRAINING = "draining"
     """Alive, but no new work comes to it."""
@@ -42,8 +46,14 @@ class GuestEvent(Enum):
     CREATED = "created"
     REACHED = "reached"
     PUSHED = "pushed"
+    ARMED = "armed"
+    """Nothing but the word is missing for it to take its state."""
     RESUMED = "resumed"
     """It goes on where its template was saved, agent and all."""
+    PARKED = "parked"
+    """It is somebody, and has no connection yet."""
+    CLAIMED = "claimed"
+    """A connection came for it."""
     READY = "ready"
     DRAIN = "drain"
     FAULT = "fault"
@@ -66,7 +76,10 @@ TRANSITIONS: dict[tuple[GuestState, GuestEvent], GuestState] = {
     (_S.CREATING, _E.CREATED): _S.BOOTING,
     (_S.BOOTING, _E.REACHED): _S.PROVISIONING,
     (_S.PROVISIONING, _E.PUSHED): _S.CONFIGURING,
-    (_S.BOOTING, _E.RESUMED): _S.CONFIGURING,
+    (_S.BOOTING, _E.ARMED): _S.PREPARED,
+    (_S.PREPARED, _E.RESUMED): _S.CONFIGURING,
+    (_S.CONFIGURING, _E.PARKED): _S.WARM,
+    (_S.WARM, _E.CLAIMED): _S.CONFIGURING,
     (_S.CONFIGURING, _E.READY): _S.RUNNING,
     (_S.RUNNING, _E.DRAIN): _S.DRAINING,
     (_S.DRAINING, _E.DRAIN): _S.DRAINING,
@@ -78,7 +91,9 @@ TRANSITIONS: dict[tuple[GuestState, GuestEvent], GuestState] = {
             _S.CREATING,
             _S.BOOTING,
             _S.PROVISIONING,
+            _S.PREPARED,
             _S.CONFIGURING,
+            _S.WARM,
             _S.RUNNING,
             _S.DRAINING,
             _S.FAILED,

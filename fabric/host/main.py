@@ -34,6 +34,7 @@ from fabric.host.bundle import Bundle, build_bundle
 from fabric.host.config import HostConfig
 from fabric.host.datapath import KernelDatapath
 from fabric.host.events import EventLog
+from fabric.host.guest import NO_CONNECTION
 from fabric.host.guests import Guest, GuestManager
 from fabric.host.hypervisor import LibvirtHypervisor
 from fabric.host.image import GuestImage, load_image
@@ -93,17 +94,27 @@ async def serve(config: HostConfig) -> None:
         stack.callback(hypervisor.close)
         datapath = stack.enter_context(KernelDatapath(config, topology))
         bundle = build_bundle()
+        policy = Policy.from_json(config.policy)
+        tiers = {config.tier, *policy.tiers()}
         templates = None
-        if config.tier == "template":
+        if tiers != {"cold"}:
             templates = await asyncio.to_thread(
                 _template_store, config, image, acceleration, bundle
             )
-        manager = GuestManager(config, image, acceleration, hypervisor, bundle, templates=templates)
+        manager = GuestManager(
+            config,
+            image,
+            acceleration,
+            hypervisor,
+            bundle,
+            templates=templates,
+            pooled=tuple(tiers),
+        )
         orchestrator = Orchestrator(
             config,
             topology,
             table,
-            Policy.from_json(config.policy),
+            policy,
             datapath=datapath,
             guests=manager,
             find_facts=find_facts,
@@ -172,7 +183,8 @@ async def _run(
 
 
 def _on_guest_event(events: EventLog, name: str, guest: Guest, fields: dict[str, Any]) -> None:
-    events.emit(name, f"{guest.connection:016x}", **{"guest": guest.name, **fields})
+    label = f"{guest.connection:016x}" if guest.connection != NO_CONNECTION else None
+    events.emit(name, label, **{"guest": guest.name, **fields})
 
 
 def _on_notice(events: EventLog, name: str, fields: dict[str, Any]) -> None:
@@ -197,6 +209,7 @@ def _status(
         guests=manager.alive(),
         connections=len(orchestrator.connections),
         tier=config.tier,
+        kept_ready=manager.kept_ready(),
         acceleration=asdict(acceleration),
         limits=asdict(config.limits),
         protocols=[protocol.name for protocol in PROTOCOLS.values()],

@@ -33,15 +33,19 @@ class Monitor(Protocol):
 
 
 def save(monitor: Monitor, descriptor: int) -> None:
-    """Write the device state of a stopped guest. Raises SpawnFailed."""
+    """Stop a running guest for good and write its device state. Raises SpawnFailed.
+
+    QEMU stops it itself, when all but the last is written. It must run until then: the stream says
+    whether it did, and a copy goes on as the stream says.
+    """
     monitor("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
     monitor("getfd", {"fdname": _NAME}, [descriptor])
     monitor("migrate", {"uri": f"fd:{_NAME}"})
     _completed(monitor, "saving")
 
 
-def load(monitor: Monitor, descriptor: int) -> None:
-    """Read the device state into a QEMU that was started with ``-incoming defer``.
+def arm(monitor: Monitor, descriptor: int) -> None:
+    """Do everything but :func:`load` for a QEMU that was started with ``-incoming defer``.
 
     Raises SpawnFailed."""
     monitor("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
@@ -49,8 +53,15 @@ def load(monitor: Monitor, descriptor: int) -> None:
     # another guest may have by now.
     monitor("migrate-set-parameters", {"announce-rounds": 0})
     monitor("getfd", {"fdname": _NAME}, [descriptor])
+
+
+def load(monitor: Monitor) -> None:
+    """Read the device state. Raises SpawnFailed.
+
+    Returns when that has begun: told to go on, QEMU does so as soon as it is done, and asking when
+    that is would take longer. A QEMU that cannot read it ends.
+    """
     monitor("migrate-incoming", {"uri": f"fd:{_NAME}"})
-    _completed(monitor, "loading")
 
 
 def _completed(monitor: Monitor, doing: str) -> None:

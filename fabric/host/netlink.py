@@ -165,6 +165,10 @@ class Netlink:
         """``mtu`` in bytes."""
         self._change(name, mtu=mtu)
 
+    def set_mac(self, name: str, mac: str) -> None:
+        """``mac`` in colon form."""
+        self._change(name, address=mac)
+
     def set_alias(self, name: str, alias: str) -> None:
         self._change(name, ifalias=alias)
 

@@ -284,8 +284,9 @@ class Orchestrator:
         """Steps (b) and (g): a guest for this connection, then its packets, then the steering."""
         connection.spawns += 1
         try:
+            tier = self.policy.tier(connection.facts) if connection.facts else ""
             guest = await self._guests.spawn(
-                connection.id, lambda identity: self._configure(connection, identity)
+                connection.id, lambda identity: self._configure(connection, identity), tier
             )
         except GuestFault as exc:
             self._give_up(connection, str(exc))
@@ -299,10 +300,13 @@ class Orchestrator:
 
     def _establish(self, connection: Connection, guest: Guest) -> None:
         """Held packets first, then the kernel's rule; what slips between comes by ``_carry``."""
-        held, connection.held = list(connection.held), type(connection.held)()
+        held = [packet for packet in connection.held if packet is not connection.handed]
+        handed = len(connection.held) - len(held)
+        connection.held.clear()
+        connection.handed = None
         connection.last_active = self.clock.monotonic()
         self._datapath.deliver(held, guest.index)
-        self.events.emit("released", connection.label, packets=len(held))
+        self.events.emit("released", connection.label, packets=len(held), handed=handed)
         connection.state = State.ESTABLISHED
         try:
             self._datapath.steer(connection, guest.index)
@@ -321,9 +325,14 @@ class Orchestrator:
         self._start(self.end(connection, "spawn-failed"))
 
     def _configure(self, connection: Connection, identity: GuestIdentity) -> Configure:
+        """The first packet of an application goes with the instructions: the agent sends it on
+        before the way over its network interface is even known to it."""
         now_us = self.clock.unix_us()
+        held = connection.held[0] if connection.held else None
+        connection.handed = held if held is not None and held.upstream is None else None
+        first = (connection.handed.data,) if connection.handed else ()
         return instructions(
-            self.config, self.topology, self.table, connection, identity.index, now_us
+            self.config, self.topology, self.table, connection, identity.index, now_us, first
         )
 
     def on_guest_lost(self, guest: Guest) -> None:

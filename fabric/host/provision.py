@@ -83,8 +83,9 @@ class Provisioner(Protocol):
 
         Raises ProvisionFailed."""
 
-    async def explain(self, address: str) -> str:
-        """The last words of an agent that says nothing; empty when there are none to be had."""
+    async def explain(self, address: str, host_key: str) -> str:
+        """The last words of an agent that says nothing; empty when there are none to be had.
+        ``host_key``: the guest's own, one OpenSSH line; empty: the image's."""
 
 
 class SshProvisioner:
@@ -127,16 +128,17 @@ class SshProvisioner:
                 link.shutdown(socket.SHUT_RDWR)
             raise
 
-    async def explain(self, address: str) -> str:
+    async def explain(self, address: str, host_key: str) -> str:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._last_words, address)
+        return await loop.run_in_executor(self._executor, self._last_words, address, host_key)
 
-    def _last_words(self, address: str) -> str:
+    def _last_words(self, address: str, host_key: str) -> str:
         words = io.BytesIO()
+        keys = SshKeys(host_key or self._keys.host_public_key, self._keys.client_key)
         with contextlib.suppress(ProvisionFailed):
             run_command(
                 address,
-                self._keys,
+                keys,
                 ["tail", "-n", "3", AGENT_LOG],
                 stdout=words,
                 stderr=io.BytesIO(),

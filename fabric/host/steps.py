@@ -46,6 +46,7 @@ class Hooks:
     emit: Emit
     attach: Callable[[GuestIdentity], None]
     listen: Callable[[Guest, Channel], Coroutine[Any, Any, None]]
+    lost: Callable[[Guest, str], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Steps:
             async with asyncio.timeout(deadline):
                 return await said
         except TimeoutError as exc:
-            words = await self.provisioner.explain(guest.identity.address)
+            key = guest.host_key.line if guest.host_key else ""
+            words = await self.provisioner.explain(guest.identity.address, key)
             raise AgentLost(
                 f"{guest.name}: no word from the agent within {deadline:g} s; "
                 f"its log ends: {words or '(nothing)'}"

@@ -1,78 +1,47 @@
-"""Ways to a guest with a listening agent: a boot from the image, or a copy of a booted guest.
+"""Ways to a guest with a configured agent, and the slowest of them: a boot from the image.
 
-Owns: what is done in which order for each tier. May import: errors, wire.control, and its
-neighbours in host. All tiers keep one contract: after :meth:`Tier.bring_up` the guest is
-CONFIGURING, has its own identity, and its agent waits for Configure.
+Owns: the seam between the guests' keeper and the ways guests appear; the cold tier. May import:
+errors, wire.control, and its neighbours in host. Copies of booted guests are :mod:`host.copies`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Any, Protocol
 
-from fabric.errors import AgentLost, FabricError, GuestFault
-from fabric.host.domain_xml import DomainSpec, MemoryFile
-from fabric.host.guest import (
-    AGENT_DEADLINES,
-    STEP_DEADLINES,
-    Guest,
-    phase,
-    underlay_mtu,
-    unless_lost,
-)
+from fabric.host.guest import AGENT_DEADLINES, STEP_DEADLINES, Guest, phase, unless_lost
+from fabric.host.identity import GuestIdentity
 from fabric.host.lifecycle import GuestEvent
 from fabric.host.steps import Change, Steps
-from fabric.host.template import Draft, Template, TemplateStore
-from fabric.wire.control import Identify, Quiesce
+from fabric.wire.control import Configure
 
-CLONE_DEADLINE = 20.0
-"""Seconds a copy may take to identify itself: 0.1 s, some seconds beside dozens of others. What
-comes after is a cold boot, so waiting long helps nobody."""
-
-TEMPLATE_MTU = 65521
-"""Bytes; the most a tap takes. A guest may lower its interface's MTU but not raise it above what
-the device said at boot, and one template serves labs of any MTU."""
-
-MAX_FAILURES = 3
-"""Copies in a row that failed before the template is made anew."""
-
-MAX_MAKINGS = 3
-"""Times one orchestrator makes a template before it leaves it at cold boots."""
-
-ENTROPY_SIZE = 32
-"""Bytes of randomness for each copy: the size of the kernel generator's key."""
-
-BEING_MADE = "the template is being made"
-
-MAKING_PAUSE = 10.0
-"""Seconds before a template that could not be made is tried again."""
+Instruct = Callable[[GuestIdentity], Configure]
+"""What to tell the agent of the guest with this identity; asked for at the last moment."""
 
 Notice = Callable[[str, dict[str, Any]], None]
 """Called with an event's name and fields."""
 
-MakerGuest = Callable[[], AbstractAsyncContextManager[Guest]]
-"""A slot for the guest a template is made from; at the end of the block the guest is gone."""
-
 
 class Tier(Protocol):
-    """See the module docstring."""
+    """A way to a guest. One contract: after :meth:`bring_up` the guest is CONFIGURING, has its own
+    identity, and its agent has said that it is ready for its connection."""
 
     @property
     def name(self) -> str: ...
     @property
     def at_once(self) -> asyncio.Semaphore:
-        """Held from before bring_up until the guest is ready."""
+        """Held during bring_up, in order of arrival."""
 
     def unavailable(self) -> str:
         """Why this tier cannot be had now; empty when it can."""
 
-    async def bring_up(self, guest: Guest) -> None:
-        """REQUESTED → CONFIGURING. Raises FabricError; the caller then ends the guest."""
+    def claim(self) -> Guest | None:
+        """A guest that was kept ready, out of its pool; None: bring_up starts from nothing."""
+
+    async def bring_up(self, guest: Guest, instruct: Instruct) -> None:
+        """From what :meth:`claim` gave (or REQUESTED) to CONFIGURING and ready. Raises FabricError;
+        the caller then ends the guest."""
 
 
 class ColdTier:
@@ -89,7 +58,15 @@ class ColdTier:
     def unavailable(self) -> str:
         return ""
 
-    async def bring_up(self, guest: Guest, change: Change = lambda plan: plan) -> None:
+    def claim(self) -> Guest | None:
+        return None
+
+    async def bring_up(self, guest: Guest, instruct: Instruct) -> None:
+        await self.boot(guest)
+        await configured(self._steps, guest, instruct, self.agent_deadline)
+
+    async def boot(self, guest: Guest, change: Change = lambda plan: plan) -> None:
+        """As far as the agent's hello."""
         steps, patience = self._steps, self._step_deadline
         with phase(guest, "domain_ms"):
             await steps.create(guest, change)
@@ -106,150 +83,14 @@ class ColdTier:
             guest.hello = await unless_lost(guest, word)
 
 
-class TemplateTier:
-    """A copy on write of a guest that was booted once, its agent waiting."""
-
-    name = "template"
-
-    def __init__(
-        self, steps: Steps, at_once: asyncio.Semaphore, cold: ColdTier, store: TemplateStore
-    ) -> None:
-        self.at_once = at_once
-        self.spoiled = asyncio.Event()
-        """Set when the template must be made anew."""
-        self._steps = steps
-        self._cold = cold
-        self._store = store
-        self._template: Template | None = None
-        self._why = BEING_MADE
-        self._bad: Template | None = None
-        self._failures = 0
-
-    def unavailable(self) -> str:
-        if self._template is None:
-            return self._why
-        if problem := self._template.problem():
-            self._spoil(problem)
-            return problem
-        return ""
-
-    # -- a copy --------------------------------------------------------------------------------
-
-    async def bring_up(self, guest: Guest) -> None:
-        template = self._template
-        if template is None:
-            raise AgentLost(f"{guest.name}: {self._why}")
-        try:
-            await self._wake(guest, template)
-        except GuestFault as exc:
-            self._failures += 1
-            if self._failures >= MAX_FAILURES and self._template is template:
-                self._spoil(f"{self._failures} copies in a row failed, the last one: {exc.message}")
-            raise
-        self._failures = 0
-
-    async def _wake(self, guest: Guest, template: Template) -> None:
-        steps, hypervisor = self._steps, self._steps.hypervisor
-
-        def clone(plan: DomainSpec) -> DomainSpec:
-            memory = MemoryFile(template.memory, shared=False)
-            return replace(plan, kernel=template.kernel, initrd=template.initrd, memory_file=memory)
-
-        with phase(guest, "domain_ms"):
-            await steps.create(guest, clone, paused=True)
-        with phase(guest, "state_ms"):
-            channel = await steps.join(guest)
-            await steps.blocking(hypervisor.load_state, guest.name, template.state)
-        with phase(guest, "resume_ms"):
-            # Said before anybody can hear it: the agent finds it when it wakes up.
-            channel.send(self._identify(guest))
-            await steps.blocking(hypervisor.resume, guest.name)
-        guest.advance(GuestEvent.RESUMED)
-        steps.hooks.emit("guest-resumed", guest, resumed_at_us=time.time_ns() // 1000)
-        with phase(guest, "identify_ms"):
-            word = steps.word(guest, guest.said_identified, CLONE_DEADLINE)
-            said = await unless_lost(guest, word)
-        wanted = guest.identity
-        if (said.mac, said.address) != (wanted.mac, f"{wanted.address}/{wanted.prefix_length}"):
-            raise AgentLost(f"{guest.name}: it says it is {said.mac} with {said.address or 'none'}")
-        guest.sample = said.sample
-        fields = {"mac": said.mac, "address": said.address, "sample": said.sample}
-        steps.hooks.emit("guest-identified", guest, **fields)
-
-    def _identify(self, guest: Guest) -> Identify:
-        identity = guest.identity
-        return Identify(
-            mac=identity.mac,
-            address=f"{identity.address}/{identity.prefix_length}",
-            gateway=identity.gateway,
-            mtu=underlay_mtu(self._steps.config),
-            entropy=secrets.token_hex(ENTROPY_SIZE),
-            host_now_us=time.time_ns() // 1000,
-        )
-
-    # -- the template --------------------------------------------------------------------------
-
-    async def keep(self, maker: MakerGuest, notice: Notice) -> None:
-        """Have a template, and a new one when it goes bad. Ends when that failed for good; until
-        a template is there, guests boot cold."""
-        for _ in range(MAX_MAKINGS):
-            try:
-                phases = await self.ensure(maker)
-            except FabricError as exc:
-                notice("template-failed", {"reason": str(exc)})
-                await asyncio.sleep(MAKING_PAUSE)
-                continue
-            notice("template-ready", {"found": phases is None, "phases": phases or {}})
-            await self.spoiled.wait()
-
-    async def ensure(self, maker: MakerGuest) -> dict[str, float] | None:
-        """Have a template: find it, or boot a guest and save it.
-
-        Returns the phases of its making in ms, None when it was there. Raises FabricError.
-        """
-        phases = None
-        self.spoiled.clear()
-        try:
-            async with self._store.lock():
-                found = await self._steps.blocking(self._store.find)
-                # Another orchestrator may have made a new one meanwhile: that one is not bad.
-                if found is None or found == self._bad:
-                    found, phases = await self._make(maker)
-        except FabricError as exc:
-            self._why = f"the template could not be made: {exc.message}"
-            raise
-        self._template, self._failures = found, 0
-        return phases
-
-    async def _make(self, maker: MakerGuest) -> tuple[Template, dict[str, float]]:
-        steps = self._steps
-        draft = await steps.blocking(self._store.begin)
-        try:
-            async with self._cold.at_once, maker() as guest:
-                await self._cold.bring_up(guest, lambda plan: _savable(plan, draft))
-                with phase(guest, "quiesce_ms"):
-                    await self._quiesce(guest)
-                with phase(guest, "save_ms"):
-                    await steps.blocking(steps.hypervisor.save_state, guest.name, draft.state)
-            # Proven gone: nobody writes to the draft's memory any more.
-            template = await steps.blocking(self._store.publish, draft, steps.image.kernel)
-        finally:
-            await steps.blocking(self._store.abandon, draft)
-        return template, dict(guest.phases)
-
-    async def _quiesce(self, guest: Guest) -> None:
-        assert guest.channel is not None  # bring_up joined it
-        guest.channel.send(Quiesce())
-        word = self._steps.word(guest, guest.said_quiesced, self._cold.agent_deadline)
-        left = (await unless_lost(guest, word)).addresses
-        if left:
-            raise AgentLost(f"{guest.name}: it kept {', '.join(left)}: no template")
-
-    def _spoil(self, why: str) -> None:
-        self._why = f"{why}; it is being made anew"
-        self._bad, self._template = self._template, None
-        self.spoiled.set()
+async def configured(steps: Steps, guest: Guest, instruct: Instruct, deadline: float) -> None:
+    """Tell the agent of its connection and wait until it is ready. Raises AgentLost."""
+    with phase(guest, "ready_ms"):
+        assert guest.channel is not None  # joined before it said anything
+        guest.channel.send(instruct(guest.identity))
+        await ready(steps, guest, deadline)
 
 
-def _savable(plan: DomainSpec, draft: Draft) -> DomainSpec:
-    return replace(plan, memory_file=MemoryFile(draft.memory, shared=True), mtu=TEMPLATE_MTU)
+async def ready(steps: Steps, guest: Guest, deadline: float) -> None:
+    """Wait until the agent is ready. Raises AgentLost."""
+    guest.ready = await unless_lost(guest, steps.word(guest, guest.said_ready, deadline))

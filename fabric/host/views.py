@@ -29,6 +29,7 @@ class Status(BaseModel):
     guests: int
     connections: int
     tier: str
+    kept_ready: dict[str, int]
     acceleration: dict[str, Any]
     limits: dict[str, Any]
     protocols: list[str]
@@ -49,6 +50,7 @@ class ConnectionView(BaseModel):
     guest: str | None
     guest_address: str | None
     guest_mac: str | None
+    guest_host_key: str | None
     tap: str | None
     source_node: str
     destination_node: str
@@ -116,6 +118,7 @@ def connection_view(connection: Connection, topology: Topology) -> ConnectionVie
         guest=guest.name if guest else None,
         guest_address=str(identity.address) if identity else None,
         guest_mac=identity.mac if identity else None,
+        guest_host_key=guest.host_key.line if guest and guest.host_key else None,
         tap=identity.tap if identity else None,
         source_node=topology.name_of(connection.source_node),
         destination_node=topology.name_of(connection.destination_node),

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from fabric.host.config import TIERS, Limits
+from fabric.host.config import Limits, PoolConfig
+from fabric.routing.rules import TIERS
 from fabric.routing.topology import MAX_COST
 from fabric.wire.packet import HEADER_SIZE, UNDERLAY_OVERHEAD
 
@@ -233,6 +234,14 @@ LIMIT_FIELDS: dict[str, Field] = {
 """Capacity of a host."""
 assert LIMIT_FIELDS.keys() == Limits.__dataclass_fields__.keys()
 
+POOL_FIELDS: dict[str, Field] = {
+    "minimum": integer(0, 1022),
+    "maximum": integer(0, 1022),
+    "memory_floor_mib": integer(0, 1 << 24, " MiB"),
+}
+"""Guests kept ready on a host."""
+assert POOL_FIELDS.keys() == PoolConfig.__dataclass_fields__.keys()
+
 HOST_FIELDS: dict[str, Field] = {
     "prefixes": Field(
         _parse_prefixes, {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
@@ -257,4 +266,4 @@ HOST_FIELDS: dict[str, Field] = {
         },
     ),
 }
-"""Options of a host; ``limits`` and ``policy`` are mappings of their own."""
+"""Options of a host; ``limits``, ``pool`` and ``policy`` are mappings of their own."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fabric.host.config import Limits
+from fabric.host.config import Limits, PoolConfig
 from fabric.lab.fields import MIN_OVERLAY_MTU
 from fabric.routing.topology import Link, Node, Topology
 from fabric.wire.packet import HEADER_SIZE, RECORD_SIZE, UNDERLAY_OVERHEAD
@@ -44,6 +44,7 @@ class HostModel:
     policy: dict[str, Any] = field(default_factory=dict)
     """Its own policy document, or the lab's."""
     limits: Limits | None = None
+    pool: PoolConfig | None = None
     tier: str | None = None
     idle_timeout: float | None = None
     """Seconds."""

@@ -15,6 +15,7 @@ from fabric.lab.fields import (
     MAX_HOST_NAME,
     MAX_LAB_NAME,
     NAME_PATTERN,
+    POOL_FIELDS,
     Field,
 )
 from fabric.lab.topology_file import OVERLAY_FIELDS
@@ -25,7 +26,12 @@ from fabric.routing.rules import MATCH_KEYS
 def json_schema() -> dict[str, Any]:
     """The schema (draft 2020-12). What it cannot say, such as "connected", ``validate`` checks."""
     policy = {"anyOf": [{"type": "string", "description": "file"}, {"$ref": "#/$defs/policy"}]}
-    options = {**_properties(HOST_FIELDS), "limits": _optional(LIMIT_FIELDS), "policy": policy}
+    options = {
+        **_properties(HOST_FIELDS),
+        "limits": _optional(LIMIT_FIELDS),
+        "pool": _optional(POOL_FIELDS),
+        "policy": policy,
+    }
     usual = {key: value for key, value in options.items() if key != "prefixes"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

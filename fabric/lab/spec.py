@@ -26,6 +26,7 @@ _HOST_OPTIONS = (
     "guest_subnet",
     "idle_timeout",
     "limits",
+    "pool",
     "spawning",
     "tier",
 )

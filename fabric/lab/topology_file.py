@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fabric.host.config import DEFAULT_GUEST_SUBNET, Limits
+from fabric.host.config import DEFAULT_GUEST_SUBNET, Limits, PoolConfig
 from fabric.lab.fields import (
     HOST_FIELDS,
     LIMIT_FIELDS,
     LINK_FIELDS,
     MAX_HOST_NAME,
     MAX_LAB_NAME,
+    POOL_FIELDS,
     Network,
     name_parser,
     network_of,
@@ -36,7 +37,7 @@ from fabric.lab.section import Section
 from fabric.lab.yaml_reader import Source, read_source, read_text
 
 TOP_KEYS = ("name", "hosts", "links", "overlay", "defaults", "policy")
-HOST_KEYS = (*HOST_FIELDS, "limits", "policy")
+HOST_KEYS = (*HOST_FIELDS, "limits", "pool", "policy")
 OVERLAY_FIELDS = {
     "ipv4": network_of(4, 4, DEFAULT_OVERLAY_V4),
     "ipv6": network_of(6, 4, DEFAULT_OVERLAY_V6),
@@ -98,7 +99,7 @@ def _read_hosts(
     usual_section = defaults.section("hosts", HOST_KEYS)
     if "prefixes" in usual_section:
         usual_section.problem("prefixes", "belong to one host each, there is no default for them")
-    usual = _read_options(usual_section, Limits(), base)
+    usual = _read_options(usual_section, {}, base)
     section = top.section("hosts", ())
     if not section.values:
         top.problem("hosts", "there are no hosts: a lab needs at least one")
@@ -118,17 +119,22 @@ def _read_hosts(
             key, node, str(networks["ipv4"][node]), str(networks["ipv6"][node]), policy=policy
         )
         options = section.section(key, HOST_KEYS)
-        own = _read_options(options, usual.get("limits", Limits()), base)
+        own = _read_options(options, usual, base)
         found.append(replace(host, **{**usual, **own}))
     return tuple(found)
 
 
-def _read_options(section: Section, limits: Limits, base: Path) -> dict[str, Any]:
-    """What a host's section says. Limits it leaves out are taken from ``limits``."""
+def _read_options(section: Section, usual: dict[str, Any], base: Path) -> dict[str, Any]:
+    """What a host's section says. Limits and the like it leaves out are taken from ``usual``."""
     options = section.read_all(HOST_FIELDS)
-    if "limits" in section:
-        given = section.section("limits", tuple(LIMIT_FIELDS)).read_all(LIMIT_FIELDS)
-        options["limits"] = replace(limits, **given)
+    groups = (("limits", LIMIT_FIELDS, Limits()), ("pool", POOL_FIELDS, PoolConfig()))
+    for key, fields, default in groups:
+        if key in section:
+            given = section.section(key, tuple(fields)).read_all(fields)
+            options[key] = replace(usual.get(key, default), **given)
+    pool = options.get("pool")
+    if isinstance(pool, PoolConfig) and pool.minimum > pool.maximum:
+        section.problem("pool", f"minimum {pool.minimum} is above maximum {pool.maximum}")
     policy = read_policy(section, base)
     return options if policy is None else {**options, "policy": policy}
 

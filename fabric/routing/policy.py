@@ -61,6 +61,14 @@ class Policy(Fact):
             raise ConfigError("policy is not valid", lines, cure="see docs/protocols.md")
         return cls(rules)
 
+    def tiers(self) -> set[str]:
+        """Every spawn tier a rule names."""
+        return {rule.tier for rule in self.rules if rule.tier}
+
+    def tier(self, facts: ApplicationFacts) -> str:
+        """The spawn tier of the first rule that matches; empty: it, or no rule, names one."""
+        return next((rule.tier for rule in self.rules if rule.matches(facts)), "")
+
 
 def select(policy: Policy, facts: ApplicationFacts) -> Selection:
     """The protocol for a connection. Never fails: an unknown declaration is passed over, and the

@@ -7,7 +7,7 @@ guest; ``ipaddress`` is loaded only by documents that name prefixes).
 from __future__ import annotations
 
 from fabric.routing.needs import DEFAULT_NEED, DSCP_NAMES, NEEDS, PROTOCOL_NAMES, protocol_id
-from fabric.routing.rules import MATCH_KEYS, Rule
+from fabric.routing.rules import MATCH_KEYS, TIERS, Rule
 from fabric.wire.inner import ICMP, ICMPV6, TCP, UDP
 
 TYPE_CHECKING = False
@@ -58,7 +58,7 @@ def _read_rule(rule: object, path: tuple[str | int, ...], problems: list[Problem
     if not isinstance(rule, dict):
         problems.append((path, "must be a mapping with match and need (or protocol)"))
         return Rule(unnamed, (), DEFAULT_NEED, NEEDS[DEFAULT_NEED])
-    known = ("name", "match", "need", "protocol")
+    known = ("name", "match", "need", "protocol", "tier")
     for key in rule:
         if key not in known:
             problems.append(((*path, key), f"unknown key (known: {', '.join(known)})"))
@@ -68,7 +68,11 @@ def _read_rule(rule: object, path: tuple[str | int, ...], problems: list[Problem
         name = unnamed
     conditions = tuple(_read_match(rule, path, problems))
     need, protocol = _read_target(rule, path, problems)
-    return Rule(name, conditions, need, protocol)
+    tier = rule.get("tier", "")
+    if tier and tier not in TIERS:
+        problems.append(((*path, "tier"), f"unknown tier {tier!r} (known: {', '.join(TIERS)})"))
+        tier = ""
+    return Rule(name, conditions, need, protocol, tier)
 
 
 def _read_target(

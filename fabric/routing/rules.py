@@ -23,6 +23,8 @@ class Rule(Fact):
     need: str
     """Empty where the rule names a protocol."""
     protocol: int
+    tier: str = ""
+    """How the guest of such a connection appears at its first host; empty: as the host has it."""
 
     def matches(self, facts: ApplicationFacts) -> bool:
         """Whether every condition holds."""
@@ -128,5 +130,8 @@ _SEEN: dict[str, Callable[[ApplicationFacts], object]] = {
     "destination": lambda facts: facts.flow.destination,
     "dscp": lambda facts: facts.dscp,
 }
+TIERS = ("cold", "template", "prepared", "warm")
+"""Spawn tiers a guest can come from: a boot from the image; a copy of a booted guest; a copy whose
+domain was created ahead and waits, paused, for its state; a copy that runs already and is idle."""
 MATCH_KEYS = tuple(_MATCHERS)
 """What a rule can look at."""

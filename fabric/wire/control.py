@@ -53,6 +53,9 @@ class Configure(Fact):
     """FiveTuple.to_json() of the forward direction."""
     prefixes: list[list[Any]] = []  # noqa: RUF012 - a fact is never mutated
     """[prefix, node] pairs: inner destination → node, longest match."""
+    first: list[str] = []  # noqa: RUF012
+    """Hex of inner packets that wait already, at the ingress only: to be sent on before anything
+    else is done."""
 
 
 class InstallTable(Fact):
@@ -75,22 +78,23 @@ class Align(Fact):
 
 
 class Quiesce(Fact):
-    """Become nobody, for a template is about to be saved: link down, no address, no routes."""
+    """Become nobody, for a template is about to be saved: no address, no keys, and silent."""
 
     reason: str = "template"
 
 
 class Identify(Fact):
-    """Become somebody, after waking up as a copy of a template. Before it the link is down."""
+    """Become somebody, after waking up as a copy of a template. Before it no frame leaves."""
 
     mac: str
     address: str
-    """IPv4 with prefix length."""
-    gateway: str
+    """IPv4, without prefix length: the host is the only other one on this link."""
     mtu: int
     """Of the uplink, bytes."""
     entropy: str
     """Hex, never used twice: without it every copy would draw the same random numbers."""
+    host_key: str
+    """Hex of the SSH server's Ed25519 key, private seed and public half (RFC 8032), 64 bytes."""
     host_now_us: int
 
 
@@ -121,12 +125,14 @@ class Quiesced(Fact):
 
 
 class Identified(Fact):
-    """The link is up. ``mac`` and ``address`` as the guest's kernel has them, not as it was told;
-    ``sample`` is the digest of random bytes drawn since: two guests never send the same."""
+    """It is who the host said. ``mac`` and ``address`` as the guest's kernel has them, not as it
+    was told; ``sample`` is the digest of random bytes drawn since: two guests never send the same;
+    ``host_key`` is the public half of the SSH server's key, hex."""
 
     mac: str
     address: str
     sample: str
+    host_key: str
 
 
 class AgentEvent(Fact):
@@ -174,19 +180,27 @@ MESSAGES: dict[str, type[Fact]] = {
 
 KINDS: dict[str, type] = {"int": int, "str": str, "bool": bool, "dict": dict, "list": list}
 
+# Made once: under emulation, before the first packet, what json.loads and json.dumps do around
+# these (a regular expression at either end, a new encoder) costs as much as they do.
+_parse = json.JSONDecoder().raw_decode
+_compose = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def encode(message: Message) -> bytes:
     """One line, newline included."""
     document = {"type": type(message).__name__}
     document.update(zip(message.names, message.values(), strict=True))
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    return _compose(document).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
     """One message. Raises ControlInvalid: not JSON, unknown type, missing or misfit fields."""
     try:
-        document = json.loads(line)
+        text = line.decode()
+        document, end = _parse(text)
         kind = MESSAGES[document.pop("type")]
+        if text[end:].strip():
+            raise ValueError("something behind the object")
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         known = ", ".join(MESSAGES)
         raise ControlInvalid("message", f"JSON object of type {known}", line[:80]) from exc
@@ -200,14 +214,21 @@ def decode(line: bytes) -> Message:
 
 def _check_kinds(message: Fact) -> None:
     # A guest may be corrupted: what it says must not surprise the host far from here.
-    for name in message.names:
-        annotation = type(message).__annotations__[name]
-        expected = KINDS[annotation.partition("[")[0].partition(" ")[0]]
+    for name, expected, annotation in _FIELDS[type(message)]:
         value = getattr(message, name)
         if value is None and annotation.endswith("| None"):
             continue
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise ControlInvalid(f"{type(message).__name__}.{name}", annotation, repr(value)[:80])
+
+
+_FIELDS: dict[type, list[tuple[str, type, str]]] = {
+    kind: [
+        (name, KINDS[annotation.partition("[")[0].partition(" ")[0]], annotation)
+        for name, annotation in kind.__annotations__.items()
+    ]
+    for kind in MESSAGES.values()
+}
 
 
 class Decoder:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import Conflict, SpawnFailed
-from fabric.host.domain_xml import render
+from fabric.host.domain_xml import OwnerMark, mark_element, render
 from fabric.host.hypervisor import DomainEvent, Hypervisor, LibvirtHypervisor
 from fabric.host.hypervisor_fake import FakeHypervisor
 from fabric.host.identity import GuestIdentity
@@ -120,7 +120,16 @@ def test_what_is_absent_cannot_be_resumed_saved_or_loaded(
     assert not state.exists()
     state.touch()
     with pytest.raises(SpawnFailed):
-        hypervisor.load_state("fabric-demo-h1-g1", state)
+        hypervisor.arm("fabric-demo-h1-g1", state)
+    with pytest.raises(SpawnFailed):
+        hypervisor.wake("fabric-demo-h1-g1")
+
+
+def test_a_domain_can_be_given_another_mark(hypervisor: Hypervisor) -> None:
+    hypervisor.create(xml())
+    hypervisor.assign("fabric-demo-h1-g1", mark_element(OwnerMark("demo", "h1", 1, 77, 5)))
+    (owned,) = hypervisor.list_owned("demo", "h1")
+    assert (owned.connection, owned.index) == (77, 1)
 
 
 def test_a_hypervisor_says_whether_it_is_alive(hypervisor: Hypervisor) -> None:

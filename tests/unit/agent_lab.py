@@ -16,9 +16,11 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fabric.routing.table import ForwardingTable, NextHop
+from fabric.wire.contract import GATEWAY_MAC
 from fabric.wire.control import Configure, Decoder, Hello, Message, Query, Ready, encode
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,6 +68,7 @@ class AgentLab:
     def __enter__(self) -> AgentLab:
         with ExitStack() as stack:
             self._stack = stack
+            self._directory = Path(stack.enter_context(TemporaryDirectory()))
             for node in range(1, self.nodes + 1):
                 self._make_node(node)
             for node in range(1, self.nodes):
@@ -99,6 +102,7 @@ class AgentLab:
             ip("link", "set", "eth0", "mtu", "9000", "up", ns=name)
             ip("addr", "add", f"{v4}/22", "dev", "eth0", ns=name)
             ip("addr", "add", f"{v6}/64", "dev", "eth0", "nodad", ns=name)
+        ip("link", "set", "eth0", "address", GATEWAY_MAC, ns=app)
         ip("route", "add", "default", "via", "100.115.0.1", "dev", "eth0", ns=guest)
         ip("addr", "add", f"10.77.0.{node}/32", "dev", "lo", ns=app)
         ip("addr", "add", f"fd77::{node}/128", "dev", "lo", "nodad", ns=app)
@@ -155,6 +159,12 @@ class AgentLab:
         }
         return Configure(**(values | changes))
 
+    def run_directory(self, node: int) -> Path:
+        """What the guest has as /run."""
+        directory = self._directory / str(node)
+        directory.mkdir(exist_ok=True)
+        return directory
+
     def _start(self, node: int) -> None:
         ours, theirs = socket.socketpair()
         self._stack.callback(ours.close)
@@ -169,6 +179,7 @@ class AgentLab:
             [
                 *("ip", "netns", "exec", self.guest(node), *python),
                 *("--control", f"fd:{theirs.fileno()}"),
+                *("--run", str(self.run_directory(node)), "--scrub", "no"),
             ],
             pass_fds=[theirs.fileno()],
         )
@@ -179,8 +190,8 @@ class AgentLab:
         self._sockets[node] = ours
         self._decoders[node] = Decoder()
 
-    def send(self, node: int, message: Message) -> None:
-        self._sockets[node].sendall(encode(message))
+    def send(self, node: int, *messages: Message) -> None:
+        self._sockets[node].sendall(b"".join(map(encode, messages)))
 
     def wait(self, node: int, kind: type[Message]) -> Any:
         """The next message of ``kind``; everything that came is kept in ``messages``."""

@@ -31,6 +31,7 @@ from fabric.wire.control import (
 CONFIG = HostConfig(
     lab="demo",
     host="h1",
+    tier="template",
     node=1,
     bridge="fbabcdh1",
     guest_interface="guests",
@@ -107,6 +108,8 @@ class FakeAgents:
     """Agents keep an address when they are told to be nobody."""
     confused: bool = False
     """Copies keep their template's MAC."""
+    late: bool = False
+    """Copies say who they are only behind their first packet."""
     copies: int = 0
     mute: bool = False
     """Agents start and never say anything."""
@@ -115,6 +118,7 @@ class FakeAgents:
     servers: dict[Path, asyncio.Server] = field(default_factory=dict)
     pushed: list[str] = field(default_factory=list)
     _address_of: dict[int, str] = field(default_factory=dict)
+    _kept_back: Identified | None = None
 
     async def serve(self, guest: GuestIdentity) -> None:
         """Make the channel's socket, as the hypervisor does."""
@@ -138,14 +142,20 @@ class FakeAgents:
         elif isinstance(message, Identify):
             self.copies += 1
             mac = "02:00:00:00:00:00" if self.confused else message.mac
-            answer = Identified(mac, message.address, f"sample {self.copies}")
+            key = message.host_key[64:]
+            answer = Identified(mac, message.address, f"sample {self.copies}", key)
         elif isinstance(message, Configure) and self.refusing:
             self.refusing -= 1
             answer = AgentEvent("agent-error", {"error": "no table"}, 0)
         elif isinstance(message, Configure):
             answer = Ready(message.connection, 0, "shortest", "default", "", "test", 1)
+        if isinstance(answer, Identified) and self.late:
+            self._kept_back, answer = answer, None
         if answer is not None:
             writer.write(encode(answer))
+        if isinstance(answer, Ready) and self._kept_back is not None:
+            writer.write(encode(self._kept_back))
+            self._kept_back = None
 
     async def reach(self, address: str, timeout: float) -> socket.socket:
         if self.unreachable:
@@ -162,7 +172,7 @@ class FakeAgents:
         if not self.mute:
             self.clients[address].write(encode(Hello("digest", "3.11.2", 1)))
 
-    async def explain(self, address: str) -> str:
+    async def explain(self, address: str, host_key: str) -> str:
         return "its last words"
 
     async def close(self) -> None:

@@ -44,14 +44,17 @@ class World:
 
 
 @asynccontextmanager
-async def world(directory: Path, **options: Any) -> AsyncIterator[World]:
-    config = replace(CONFIG, run_dir=str(directory))
+async def world(
+    directory: Path, config: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[World]:
+    """``config``: what differs from the sample's."""
+    host = replace(CONFIG, run_dir=str(directory), **(config or {}))
     kernel = directory / "vmlinuz"
     kernel.write_bytes(bytes(1000))
     agents = FakeAgents()
-    hypervisor = ServingHypervisor(agents, config)
+    hypervisor = ServingHypervisor(agents, host)
     manager = GuestManager(
-        config,
+        host,
         SampleImage(kernel=kernel),
         SampleAccelerator(),
         hypervisor,
@@ -59,7 +62,7 @@ async def world(directory: Path, **options: Any) -> AsyncIterator[World]:
         provisioner=agents,
         **options,
     )
-    journal = config.host_dir / "journal.jsonl"
+    journal = host.host_dir / "journal.jsonl"
     made = World(manager, hypervisor, agents, [], [], [], [], journal)
     manager.on_event = lambda name, guest, fields: made.events.append((name, guest.name, fields))
     manager.on_message = lambda guest, message: made.messages.append(message)

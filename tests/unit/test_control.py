@@ -39,8 +39,8 @@ MESSAGES: list[Message] = [
     control.Traces(["00ff"]),
     control.Quiesce(),
     control.Quiesced([]),
-    control.Identify("02:fa:00:00:04:01", "100.115.0.2/22", "100.115.0.1", 9000, "00ff", 7),
-    control.Identified("02:fa:00:00:04:01", "100.115.0.2/22", "ab"),
+    control.Identify("02:fa:00:00:04:01", "100.115.0.2", 1500, "ab", "cd", 1),
+    control.Identified("02:fa:00:00:04:01", "100.115.0.2", "ab", "cd"),
 ]
 
 

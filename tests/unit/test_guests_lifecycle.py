@@ -34,8 +34,15 @@ def test_a_whole_life() -> None:
 
 
 def test_a_copy_of_a_template_needs_no_provisioning() -> None:
-    state = advance(advance(GuestState.REQUESTED, GuestEvent.CREATE), GuestEvent.CREATED)
-    assert advance(state, GuestEvent.RESUMED) is GuestState.CONFIGURING
+    state = GuestState.REQUESTED
+    for event in (GuestEvent.CREATE, GuestEvent.CREATED, GuestEvent.ARMED, GuestEvent.RESUMED):
+        state = advance(state, event)
+    assert state is GuestState.CONFIGURING
+
+
+def test_a_warm_guest_is_configured_by_the_connection_that_claims_it() -> None:
+    parked = advance(GuestState.CONFIGURING, GuestEvent.PARKED)
+    assert advance(parked, GuestEvent.CLAIMED) is GuestState.CONFIGURING
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(GuestState, GuestEvent)))

@@ -101,17 +101,21 @@ class FakeGuests:
         self.configured: list[Configure] = []
         self.destroyed: list[str] = []
         self.count = 0
+        self.tiers: list[str] = []
 
     def alive(self) -> int:
         return self.count
 
-    async def spawn(self, connection: int, configure: Callable[[Any], Configure]) -> Any:
+    async def spawn(
+        self, connection: int, instruct: Callable[[Any], Configure], tier: str = ""
+    ) -> Any:
+        self.tiers.append(tier)
         self.count += 1
         index = self.count
         await self.gate.wait()
         if self.fail:
             raise SpawnFailed("no such luck")
-        told = configure(SimpleNamespace(index=index))
+        told = instruct(SimpleNamespace(index=index))
         self.configured.append(told)
         ready = Ready(connection, told.protocol or 0, "shortest", "default", "default", "why", 7)
         return SimpleNamespace(
@@ -186,8 +190,10 @@ def test_a_request_is_detected_once_and_its_packets_released_in_order() -> None:
         assert "deliver" not in world.datapath.names()
         world.guests.gate.set()
         await settle()
-        assert world.datapath.calls[:2] == [("deliver", first), ("deliver", second)]
-        assert world.datapath.calls[2][0] == "steer"
+        # The first goes with the agent's instructions, the rest behind it.
+        assert world.guests.configured[0].first == [first.hex()]
+        assert world.datapath.calls[0] == ("deliver", second)
+        assert world.datapath.calls[1][0] == "steer"
         order = [n for n in world.names() if n in ("request", "facts", "agent-ready", "released")]
         assert order == ["request", "facts", "agent-ready", "released"]
 
@@ -201,8 +207,19 @@ def test_a_syn_sent_again_replaces_the_held_one() -> None:
         world.miss(syn() + b"old", syn() + b"new")
         world.guests.gate.set()
         await settle()
-        delivered = [packet for name, packet in world.datapath.calls if name == "deliver"]
-        assert delivered == [syn() + b"new"]
+        assert world.guests.configured[0].first == [(syn() + b"new").hex()]
+        assert "deliver" not in world.datapath.names()
+
+
+def test_a_neighbours_packet_reaches_a_relay_only_over_the_network() -> None:
+    async def story() -> None:
+        world = World(node=2)
+        world.guests.gate.clear()
+        world.arrive("172.31.0.0", syn())
+        world.guests.gate.set()
+        await settle()
+        assert world.guests.configured[0].first == []
+        assert "deliver" in world.datapath.names()
 
     run(story())
 
@@ -404,7 +421,7 @@ def test_a_lost_guest_is_replaced_and_the_connection_stays() -> None:
         await settle()
         assert connection.state is State.ESTABLISHED and connection.guest is not None
         assert connection.guest.name == "g2"
-        assert ("deliver", syn() + b"meanwhile") in world.datapath.calls
+        assert world.guests.configured[-1].first == [(syn() + b"meanwhile").hex()]
 
     run(story())
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fabric.host import tiers
+import pytest
+
+from fabric.host import copies, template_keeper
+from fabric.host.config import PoolConfig
 from fabric.host.guests import Guest
 from fabric.host.journal import Journal
 from fabric.host.lifecycle import GuestState
+from fabric.host.pool import wanted
 from fabric.host.template import Ingredients, TemplateStore
 from fabric.wire.control import Configure, Identify
+from tests.unit.guest_samples import configure
 from tests.unit.guest_world import World, run, until
 
 MADE_OF = Ingredients("image", "boot", "agent", "qemu 7", "microvm", "tcg", "layout", 1)
@@ -37,12 +44,12 @@ def test_a_copy_is_created_paused_loaded_and_resumed(tmp_path: Path) -> None:
         guest = await w.spawn()
         assert (guest.tier, guest.state) == ("template", GuestState.RUNNING)
         assert [verb for verb, name in w.hypervisor.log if name == guest.name] == [
-            "create", "load", "resume",
+            "create", "arm", "wake",
         ]  # fmt: skip
         assert guest.name not in w.hypervisor.paused
         assert "share=off" in w.hypervisor.xml[guest.name]
         assert len(w.agents.pushed) == 1, "only the template's guest was provisioned"
-        for phase in ("domain_ms", "state_ms", "resume_ms", "identify_ms", "ready_ms", "total_ms"):
+        for phase in ("queue_ms", "domain_ms", "arm_ms", "state_ms", "ready_ms", "total_ms"):
             assert guest.phases[phase] >= 0
         assert w.names()[-4:] == [
             "guest-started", "guest-resumed", "guest-identified", "guest-ready",
@@ -93,7 +100,9 @@ def test_requests_before_the_template_is_there_boot_cold(tmp_path: Path) -> None
     async def scenario(w: World) -> None:
         guest = await w.spawn()
         assert guest.tier == "cold"
-        assert fallbacks(w) == [{"from": "template", "to": "cold", "reason": tiers.BEING_MADE}]
+        assert fallbacks(w) == [
+            {"from": "template", "to": "cold", "reason": template_keeper.BEING_MADE}
+        ]
         await ready(w)
         assert (await w.spawn(2)).tier == "template"
 
@@ -135,12 +144,28 @@ def test_a_copy_that_is_somebody_else_is_not_used(tmp_path: Path) -> None:
     run(tmp_path, scenario, templates=store(tmp_path))
 
 
+def test_a_copy_that_shows_behind_its_first_packet_to_be_somebody_else_is_lost(
+    tmp_path: Path,
+) -> None:
+    async def scenario(w: World) -> None:
+        await ready(w)
+        w.agents.confused = w.agents.late = True
+        guest = await w.spawn()
+        assert guest.tier == "template"
+        await until(lambda: w.lost == [guest])
+        (failed,) = [fields for name, _, fields in w.events if name == "guest-failed"]
+        assert "it says it is 02:00:00:00:00:00" in failed["reason"]
+        await until(lambda: not w.hypervisor.domains)
+
+    run(tmp_path, scenario, templates=store(tmp_path))
+
+
 def test_a_template_whose_copies_keep_failing_is_made_anew(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         await ready(w)
         first = store(tmp_path).find()
-        w.hypervisor.fail_loading = tiers.MAX_FAILURES
-        for connection in range(1, tiers.MAX_FAILURES + 1):
+        w.hypervisor.fail_loading = template_keeper.MAX_FAILURES
+        for connection in range(1, template_keeper.MAX_FAILURES + 1):
             assert (await w.spawn(connection)).tier == "cold"
         await ready(w, 2)
         assert store(tmp_path).find() != first
@@ -189,3 +214,139 @@ def test_closing_while_the_template_is_made_leaves_nothing(tmp_path: Path) -> No
         assert left == {f"{MADE_OF.key}.lock"}
 
     run(tmp_path, scenario, templates=store(tmp_path))
+
+
+def pooled(*kinds: str, tier: str = "", **pool: int) -> dict[str, Any]:
+    """Options of a world whose host keeps guests of these kinds ready."""
+    size = PoolConfig(**{"minimum": 1, "maximum": 4, "memory_floor_mib": 0, **pool})
+    return {"pooled": kinds, "config": {"tier": tier or kinds[0], "pool": size}}
+
+
+async def kept(w: World, kind: str, count: int = 1) -> None:
+    await w.manager.start()
+    await until(lambda: w.manager.kept_ready()[kind] == count)
+
+
+def test_a_prepared_guest_waits_paused_and_the_request_wakes_it(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared")
+        (name,) = w.hypervisor.paused
+        assert w.manager.alive() == 0, "it is no connection's yet"
+        w.hypervisor.log.clear()
+        guest = await w.spawn()
+        assert (guest.name, guest.tier, guest.state) == (name, "prepared", GuestState.RUNNING)
+        assert [verb for verb, who in w.hypervisor.log if who == name] == ["wake"]
+        assert w.manager.alive() == 1
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared"))
+
+
+def test_a_warm_guest_runs_already_and_only_learns_its_connection(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "warm")
+        assert not w.hypervisor.paused
+        w.hypervisor.log.clear()
+        guest = await w.spawn()
+        assert (guest.tier, guest.state) == ("warm", GuestState.RUNNING)
+        assert not [verb for verb, who in w.hypervisor.log if who == guest.name]
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("warm"))
+
+
+def test_an_empty_pool_costs_an_event_and_a_slower_tier(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared")
+        guests = await asyncio.gather(w.spawn(1), w.spawn(2))
+        assert {guest.tier for guest in guests} == {"prepared", "template"}
+        (fallback,) = fallbacks(w)
+        assert (fallback["from"], fallback["to"]) == ("prepared", "template")
+        assert fallback["reason"] == copies.EMPTY_POOL
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared"))
+
+
+def test_a_burst_is_served_in_order_of_arrival(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared", 4)
+        await asyncio.gather(*(w.spawn(number) for number in range(1, 5)))
+        woken = [name for verb, name in w.hypervisor.log if verb == "wake"]
+        claimed = [guest for name, guest, _ in w.events if name == "guest-claimed"]
+        assert woken == claimed
+        assert [name for name, _, _ in w.events].count("guest-ready") == 4
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared", minimum=4))
+
+
+def test_a_pool_is_filled_again(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared")
+        first = await w.spawn(1)
+        await until(lambda: w.manager.kept_ready()["prepared"] >= 1)
+        second = await w.spawn(2)
+        assert second.tier == "prepared" and second.name != first.name
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared"))
+
+
+def test_a_guest_that_is_lost_in_the_pool_is_replaced(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared")
+        (name,) = w.hypervisor.paused
+        identifier = w.hypervisor.uuids[name]
+        w.hypervisor.crash(name)
+        await until(lambda: bool({w.hypervisor.uuids[n] for n in w.hypervisor.paused}))
+        await kept(w, "prepared")
+        assert identifier not in {w.hypervisor.uuids[n] for n in w.hypervisor.paused}
+        assert (await w.spawn()).tier == "prepared"
+        assert not w.lost, "no connection lost a guest"
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared"))
+
+
+def test_guests_of_a_spoiled_template_are_not_used(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared")
+        (name,) = w.hypervisor.paused
+        identifier = w.hypervisor.uuids[name]
+        found = store(tmp_path).find()
+        assert found is not None
+        found.memory.unlink()
+        assert (await w.spawn(1)).tier == "cold"
+        await ready(w, 2)
+        await kept(w, "prepared")
+        assert identifier not in [w.hypervisor.uuids[n] for n in w.hypervisor.paused]
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared"))
+
+
+def test_a_request_may_name_another_tier_than_the_hosts(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared")
+        await kept(w, "warm")
+        assert (await w.manager.spawn(1, partial(configure, 1), "warm")).tier == "warm"
+        assert (await w.manager.spawn(2, partial(configure, 2), "cold")).tier == "cold"
+        assert (await w.spawn(3)).tier == "prepared"
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared", "warm"))
+
+
+def test_closing_ends_what_is_kept_ready(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared", 3)
+        await w.manager.close()
+        assert not w.hypervisor.domains
+        with Journal(w.journal) as journal:
+            assert journal.open_entries() == ()
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared", minimum=3))
+
+
+@pytest.mark.parametrize(
+    ("demand", "memory_mib", "count"),
+    [(0, 4096, 2), (5, 4096, 5), (99, 4096, 8), (5, 100, 0), (0, 512, 2)],
+)
+def test_a_pool_is_sized_by_demand_within_its_limits_and_by_memory(
+    demand: int, memory_mib: int, count: int
+) -> None:
+    config = PoolConfig(minimum=2, maximum=8, memory_floor_mib=512)
+    assert wanted(config, demand, memory_mib) == count

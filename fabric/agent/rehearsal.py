@@ -1,0 +1,98 @@
+"""What a copy will do first, done before its template is saved.
+
+Owns: a connection that does not exist. May import: the standard library, fabric.wire,
+fabric.routing, fabric.agent.identity.
+
+A copy that wakes up runs everything for the first time: its interpreter specializes each
+instruction (PEP 659), its kernel maps each page and fills each cache. Done here, that is in the
+picture, for the price of a moment when a template is made. Nothing of it stays: addresses are from
+the ranges for documentation (RFC 5737), and nobody is told. Packets leave for a gateway that drops
+what is of no connection of its own.
+"""
+
+from __future__ import annotations
+
+from fabric.routing.forwarder import Forwarder, ForwarderConfig
+from fabric.routing.policy import ApplicationFacts
+from fabric.routing.table import ForwardingTable, NextHop
+from fabric.wire.control import Configure, Identify, encode
+from fabric.wire.inner import UDP, FiveTuple
+from fabric.wire.packet import PORT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fabric.agent.identity import Uplink
+
+ROUNDS = 24
+"""More than the interpreter needs to specialize what it runs."""
+_HERE, _THERE = 1, 2
+_SOURCE, _DESTINATION, _NEIGHBOUR, _GUEST = "192.0.2.1", "198.51.100.1", "203.0.113.1", "192.0.2.77"
+_NOBODYS_MAC = "02:fa:fa:00:00:00"
+_MTU = 1500
+_INNER = bytes.fromhex("4500002000004000401100000000000000000000" + "03e80009000c0000" + "66616272")
+
+
+def rehearse(uplink: Uplink, perform: Callable[[Uplink, bytes], None]) -> None:
+    """Have ``perform`` obey what a host says to a copy, until it is well practised. The uplink is
+    nobody's before; afterwards it wants to be released."""
+    table = ForwardingTable(_HERE, 1, {(_THERE, 0): (NextHop(_THERE, _NEIGHBOUR, 1, _MTU, 1),)})
+    lines = encode(_identity()) + encode(_connection(table))
+    for _ in range(ROUNDS):
+        uplink.release()
+        perform(uplink, lines)
+        _relay(table)
+
+
+def _identity() -> Identify:
+    return Identify(
+        mac=_NOBODYS_MAC, address=_GUEST, mtu=_MTU, entropy="", host_key="", host_now_us=1
+    )
+
+
+def _connection(table: ForwardingTable) -> Configure:
+    flow = FiveTuple(4, UDP, _SOURCE, 1000, _DESTINATION, 9)
+    facts = ApplicationFacts(flow, 1, "/bin/true", ("true",), "root", 0, "/", None, 0)
+    return Configure(
+        connection=1,
+        lab="",
+        host="",
+        node=_HERE,
+        guest=1,
+        role="ingress",
+        source_node=_HERE,
+        destination_node=_THERE,
+        table=table.to_json(),
+        interfaces={_NEIGHBOUR: 1},
+        port=PORT,
+        overlay_mtu=_MTU,
+        requested_at_us=1,
+        host_now_us=1,
+        facts=facts.to_json(),
+        policy={},
+        flow=flow.to_json(),
+        prefixes=[[f"{_DESTINATION}/32", _THERE]],
+        first=[_INNER.hex()],
+    )
+
+
+def _relay(table: ForwardingTable) -> None:
+    """The engine's other ways: through a relay, and out at the destination."""
+    to_relay = ForwardingTable(3, 1, {(_THERE, 0): (NextHop(_HERE, _NEIGHBOUR, 1, _MTU, 1),)})
+    actions = Forwarder(_config(3), to_relay).from_application([_INNER], 1)
+    for node in (_HERE, _THERE):
+        datagrams = [(d, _NEIGHBOUR) for batch in actions.batches for d in batch.datagrams()]
+        actions = Forwarder(_config(node), table).from_underlay(datagrams, 2)
+
+
+def _config(node: int) -> ForwarderConfig:
+    return ForwarderConfig(
+        node=node,
+        guest=1,
+        connection=1,
+        source_node=3,
+        destination_node=_THERE,
+        protocol=0,
+        interfaces={_NEIGHBOUR: 1},
+    )
