@@ -159,7 +159,8 @@ async def unless_lost(guest: Guest, work: Awaitable[_T]) -> _T:
     try:
         waiting: set[asyncio.Future[Any]] = {task, guest.fault}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        # A word that came together with the news of the loss is worth nothing.
+        if guest.fault.done():
             raise AgentLost(f"{guest.name}: {guest.fault.result()}")
         return task.result()
     finally:

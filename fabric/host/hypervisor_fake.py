@@ -139,6 +139,8 @@ class FakeHypervisor:
         """The domain ends by itself."""
         with self._lock:
             del self.domains[name]
+            self.paused.discard(name)
+            self.armed.discard(name)
         self._tell(DomainEvent.STOPPED, name)
 
     def _existing(self, name: str) -> None:

@@ -28,6 +28,9 @@ from fabric.wire.control import (
     encode,
 )
 
+LATE = 0.1
+"""Seconds between the words of a late agent: enough for the host to act on the first."""
+
 CONFIG = HostConfig(
     lab="demo",
     host="h1",
@@ -154,8 +157,8 @@ class FakeAgents:
         if answer is not None:
             writer.write(encode(answer))
         if isinstance(answer, Ready) and self._kept_back is not None:
-            writer.write(encode(self._kept_back))
-            self._kept_back = None
+            line, self._kept_back = encode(self._kept_back), None
+            asyncio.get_running_loop().call_later(LATE, writer.write, line)
 
     async def reach(self, address: str, timeout: float) -> socket.socket:
         if self.unreachable:
