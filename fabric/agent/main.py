@@ -48,6 +48,8 @@ RUN = "/run"
 """The only place in the guest that can be written to."""
 CHANNEL_RETRY = 0.2
 """Seconds between looks at a channel whose other side is closed: see fabric.agent.channel."""
+SETTLE = 3.0
+"""Seconds a guest idles before it is saved: MLD repeats its reports for two (RFC 3810, 9.14)."""
 _READ = select.EPOLLIN
 _WRITE = select.EPOLLIN | select.EPOLLOUT
 
@@ -262,6 +264,9 @@ class Agent:
         gc.freeze()  # the collector would write into, and so copy, every page it looks at
         if self._scrub:
             identity.scrub()
+            # The kernel's own deferred work (grace periods, multicast reports, writeback) is done
+            # by then; in a picture taken before, every copy would do it first of all.
+            time.sleep(SETTLE)
         self._channel.send(quiesced)
 
     def _rehearse(self, uplink: Uplink, lines: bytes) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # by this name type checkers know it; importing typing would cost 5 ms
 if TYPE_CHECKING:
-    from typing import Any, ClassVar, dataclass_transform
+    from typing import Any, ClassVar, Self, dataclass_transform
 else:
 
     def dataclass_transform(**_options):
@@ -41,6 +41,13 @@ class Fact:
         if missing:
             raise TypeError(f"{type(self).__name__}: missing {', '.join(missing)}")
         self.__dict__.update(values)
+
+    @classmethod
+    def restore(cls, values: dict[str, Any]) -> Self:
+        """One with these fields, unchecked: every field without a default must be among them."""
+        fact = cls.__new__(cls)
+        fact.__dict__.update(values)
+        return fact
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
