@@ -299,12 +299,13 @@ class Orchestrator:
 
     def _establish(self, connection: Connection, guest: Guest) -> None:
         """Held packets first, then the kernel's rule; what slips between comes by ``_carry``."""
-        held, connection.held = list(connection.held), type(connection.held)()
         connection.last_active = self.clock.monotonic()
-        self._datapath.deliver(held, guest.index)
-        self.events.emit("released", connection.label, packets=len(held))
-        connection.state = State.ESTABLISHED
         try:
+            self._datapath.admit(connection, guest.index)
+            held, connection.held = list(connection.held), type(connection.held)()
+            self._datapath.deliver(held, guest.index)
+            self.events.emit("released", connection.label, packets=len(held))
+            connection.state = State.ESTABLISHED
             self._datapath.steer(connection, guest.index)
         except FabricError as exc:
             self._give_up(connection, str(exc))
