@@ -72,8 +72,9 @@ class Guest:
         self.connection = connection
         self.state = GuestState.REQUESTED
         self.phases: dict[str, float] = {}
-        """Milliseconds: domain_ms (libvirt); then boot_ms (to SSH), ssh_ms (push), agent_ms (to its
-        hello), or state_ms (loaded), resume_ms, identify_ms; ready_ms (configuration), total_ms."""
+        """Milliseconds: domain_ms (libvirt, and port_ms of it for its tap); then boot_ms (to SSH),
+        ssh_ms (push), agent_ms (to its hello), or state_ms (loaded), resume_ms, identify_ms;
+        ready_ms (configuration), total_ms."""
         self.tier = ""
         """Where it came from; empty until that is decided."""
         self.uuid = ""

@@ -30,6 +30,7 @@ from fabric.errors import FabricError
 from fabric.host.acceleration import Acceleration, QemuBooter, probe
 from fabric.host.api import build_api
 from fabric.host.appfacts import find_facts
+from fabric.host.bridge_ports import KernelBridgePorts
 from fabric.host.bundle import Bundle, build_bundle
 from fabric.host.config import HostConfig
 from fabric.host.datapath import KernelDatapath
@@ -98,7 +99,10 @@ async def serve(config: HostConfig) -> None:
             templates = await asyncio.to_thread(
                 _template_store, config, image, acceleration, bundle
             )
-        manager = GuestManager(config, image, acceleration, hypervisor, bundle, templates=templates)
+        ports = stack.enter_context(KernelBridgePorts())
+        manager = GuestManager(
+            config, image, acceleration, hypervisor, bundle, ports=ports, templates=templates
+        )
         orchestrator = Orchestrator(
             config,
             topology,
