@@ -127,7 +127,7 @@ async def serve(config: HostConfig) -> None:
         loop.add_reader(
             datapath.underlay_fd, lambda: orchestrator.on_underlay(datapath.read_underlay())
         )
-        status = partial(_status, config, orchestrator, manager, acceleration, started_at)
+        status = partial(_status, config, orchestrator, manager, datapath, acceleration, started_at)
         app = build_api(orchestrator, status, stop.set)
         await _run(app, config, orchestrator, stop)
 
@@ -187,6 +187,7 @@ def _status(
     config: HostConfig,
     orchestrator: Orchestrator,
     manager: GuestManager,
+    datapath: KernelDatapath,
     acceleration: Acceleration,
     started_at: str,
 ) -> Status:
@@ -205,6 +206,7 @@ def _status(
         limits=asdict(config.limits),
         protocols=[protocol.name for protocol in PROTOCOLS.values()],
         overlay_addresses=list(config.overlay_addresses),
+        refused_packets=datapath.refused(),
     )
 
 
