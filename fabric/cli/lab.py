@@ -134,11 +134,22 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
             host["orchestrator"]["pid"],
             host["connections"],
             len(host["guests"]),
+            sum(host["refused_packets"].values()),
         )
         for host in found["hosts"]
     )
     emit_table(
-        ("HOST", "NODE", "ADDRESSES", "NAMESPACE", "ORCHESTRATOR", "PID", "CONNECTIONS", "GUESTS"),
+        (
+            "HOST",
+            "NODE",
+            "ADDRESSES",
+            "NAMESPACE",
+            "ORCHESTRATOR",
+            "PID",
+            "CONNECTIONS",
+            "GUESTS",
+            "REFUSED",
+        ),
         rows,
         empty="no hosts",
     )

@@ -29,7 +29,7 @@ def build_api(
     """``status`` adds what only the process knows; ``shutdown`` asks it to end."""
     app = FastAPI(title="fabric orchestrator", version=__version__)
     registry = CollectorRegistry()
-    registry.register(_Metrics(orchestrator))
+    registry.register(_Metrics(orchestrator, status))
 
     @app.exception_handler(FabricError)
     async def on_error(_request: object, exc: FabricError) -> JSONResponse:
@@ -118,8 +118,9 @@ def build_api(
 class _Metrics(Collector):
     """Reads the orchestrator at scrape time; keeps no state of its own."""
 
-    def __init__(self, orchestrator: Orchestrator) -> None:
+    def __init__(self, orchestrator: Orchestrator, status: Callable[[], views.Status]) -> None:
         self._orchestrator = orchestrator
+        self._status = status
 
     def collect(self) -> Iterator[Metric]:
         table = self._orchestrator.connections
@@ -136,6 +137,12 @@ class _Metrics(Collector):
         for name, count in sorted(self._orchestrator.events.counts.items()):
             events.add_metric([name], count)
         yield events
+        refused = CounterMetricFamily(
+            "fabric_refused_packets", "Packets guests had no right to send", labels=["cause"]
+        )
+        for cause, count in self._status().refused_packets.items():
+            refused.add_metric([cause], count)
+        yield refused
         packets = GaugeMetricFamily(
             "fabric_agent_counter",
             "Agents' counters of live connections, summed",

@@ -143,7 +143,15 @@ class KernelDatapath:
         self._steering.remove_guest(identity.index)
         self._macs.pop(identity.index, None)
 
+    def refused(self) -> dict[str, int]:
+        """Packets of guests that were refused so far, by cause."""
+        return self._steering.refused()
+
     # -- for the orchestrator ----------------------------------------------------------------------
+
+    def admit(self, connection: Connection, guest_index: int) -> None:
+        if (flow := connection.local_flow) is not None:
+            self._steering.admit(guest_index, flow)
 
     def steer(self, connection: Connection, guest_index: int) -> None:
         flow = connection.local_flow

@@ -81,7 +81,8 @@ class Guest:
         """64-bit id; NO_CONNECTION until there is one."""
         self.state = GuestState.REQUESTED
         self.phases: dict[str, float] = {}
-        """Milliseconds: queue_ms (for its turn); domain_ms (libvirt); boot_ms (to SSH), ssh_ms
+        """Milliseconds: queue_ms (for its turn); domain_ms (libvirt, and
+        port_ms of it for its tap); boot_ms (to SSH), ssh_ms
         (push), agent_ms (to its hello), or arm_ms, state_ms (loading, going on), identify_ms;
         ready_ms (configured); total_ms of the request."""
         self.tier = ""

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fabric.errors import AgentLost, CapacityExceeded, Conflict, FabricError, SpawnFailed
+from fabric.host.bridge_ports import BridgePorts
 from fabric.host.bundle import Bundle
 from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
@@ -85,6 +86,7 @@ class GuestManager:
         hypervisor: Hypervisor,
         bundle: Bundle,
         *,
+        ports: BridgePorts,
         provisioner: Provisioner | None = None,
         journal: Journal | None = None,
         boots: int | None = None,
@@ -111,6 +113,7 @@ class GuestManager:
             image,
             acceleration,
             hypervisor,
+            ports,
             self._journal,
             provisioner or SshProvisioner(keys, bundle.data, self._makers),
             self._makers,

@@ -1,9 +1,8 @@
 """Guests as libvirt domains.
 
-Owns: the connection to libvirt, and the only import of ``libvirt``. May import: errors,
-host.domain_xml, host.domains, host.migration, host.process. Domains are transient: what is
-destroyed leaves no definition behind. They are not tied to our connection, so that guests survive a
-restart of the orchestrator.
+Owns: the connection to libvirt, and the only import of ``libvirt``. May import: errors, and its
+neighbours in host. Domains are transient: what is destroyed leaves no definition behind. They are
+not tied to our connection, so that guests survive a restart of the orchestrator.
 
 All calls block and may come from any thread. libvirt's errors are translated here, once.
 """
@@ -28,6 +27,7 @@ from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
 from fabric.host import migration
 from fabric.host.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark_element
 from fabric.host.domains import DomainEvent, DomainHandle, Hypervisor, OwnedDomain, Watcher
+from fabric.host.netns import libvirt_process
 from fabric.host.process import Process
 
 __all__ = [
@@ -56,9 +56,6 @@ RECONNECT_PAUSE = 1.0
 _POLL = 0.01
 _PID_DIRECTORY = Path("/run/libvirt/qemu")
 """Where libvirt keeps NAME.pid of every QEMU it started for qemu:///system."""
-
-_DAEMON_PIDS = (Path("/run/libvirtd.pid"), Path("/run/virtqemud.pid"))
-"""The monolithic daemon's and the modular one's: in their network namespace the taps live."""
 
 
 class _EventLoop:
@@ -385,8 +382,8 @@ def _taps(xml: str) -> list[str]:
 
 def _interfaces() -> set[str]:
     """Interfaces of the network namespace libvirt runs in, which need not be ours."""
-    for path in _DAEMON_PIDS:
-        with contextlib.suppress(OSError, ValueError):
-            lines = Path(f"/proc/{int(path.read_text())}/net/dev").read_text().splitlines()
-            return {line.split(":")[0].strip() for line in lines if ":" in line}
+    daemon = libvirt_process()
+    with contextlib.suppress(OSError):
+        lines = (daemon / "net/dev").read_text().splitlines() if daemon else []
+        return {line.split(":")[0].strip() for line in lines if ":" in line}
     return set()

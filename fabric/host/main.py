@@ -30,6 +30,7 @@ from fabric.errors import FabricError
 from fabric.host.acceleration import Acceleration, QemuBooter, probe
 from fabric.host.api import build_api
 from fabric.host.appfacts import find_facts
+from fabric.host.bridge_ports import KernelBridgePorts
 from fabric.host.bundle import Bundle, build_bundle
 from fabric.host.config import HostConfig
 from fabric.host.datapath import KernelDatapath
@@ -101,12 +102,14 @@ async def serve(config: HostConfig) -> None:
             templates = await asyncio.to_thread(
                 _template_store, config, image, acceleration, bundle
             )
+        ports = stack.enter_context(KernelBridgePorts())
         manager = GuestManager(
             config,
             image,
             acceleration,
             hypervisor,
             bundle,
+            ports=ports,
             templates=templates,
             pooled=tuple(tiers),
         )
@@ -134,7 +137,7 @@ async def serve(config: HostConfig) -> None:
         loop.add_reader(
             datapath.underlay_fd, lambda: orchestrator.on_underlay(datapath.read_underlay())
         )
-        status = partial(_status, config, orchestrator, manager, acceleration, started_at)
+        status = partial(_status, config, orchestrator, manager, datapath, acceleration, started_at)
         app = build_api(orchestrator, status, stop.set)
         await _run(app, config, orchestrator, stop)
 
@@ -195,6 +198,7 @@ def _status(
     config: HostConfig,
     orchestrator: Orchestrator,
     manager: GuestManager,
+    datapath: KernelDatapath,
     acceleration: Acceleration,
     started_at: str,
 ) -> Status:
@@ -214,6 +218,7 @@ def _status(
         limits=asdict(config.limits),
         protocols=[protocol.name for protocol in PROTOCOLS.values()],
         overlay_addresses=list(config.overlay_addresses),
+        refused_packets=datapath.refused(),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from typing import Any, Self, TypeVar
 from fabric.errors import FabricError, NameUnknown, ToolMissing
 from fabric.host.netns import enter_netns, translate
 
-_NUD_PERMANENT = 0x80
+_NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
+_NTF_MASTER, _NTF_STICKY = 0x04, 0x40
 _IFF_UP = 0x1
 _IFA_F_NODAD = 0x02
 
@@ -55,7 +56,7 @@ class LinkInfo:
 
 
 class Netlink:
-    """One namespace's network configuration; ``netns`` None is the caller's own.
+    """One namespace's network configuration; ``netns`` is its name or path, None the caller's own.
 
     A context manager. Calls block for about 0.5 ms each. All raise NotRoot, Conflict (it exists),
     NameUnknown (no such interface, route …), KernelLacks or EnvironmentFault.
@@ -117,17 +118,17 @@ class Netlink:
 
     def exists(self, name: str) -> bool:
         """Whether an interface of this name is in the namespace."""
-
-        def look() -> bool:
-            return any(name == known for _, known in socket.if_nameindex())
-
-        return self._in_namespace(f"look for {name}", look)
+        return self._in_namespace(
+            f"look for {name}", lambda: any(name == known for _, known in socket.if_nameindex())
+        )
 
     def create_bridge(self, name: str, *, alias: str, mtu: int = 1500) -> None:
-        """A bridge without spanning tree, so ports forward at once; down until set_up."""
+        """A bridge without spanning tree, so ports forward at once, and without multicast snooping,
+        so no port can ask for packets; down until set_up."""
 
         def create() -> None:
-            self._route.link("add", ifname=name, kind="bridge", br_stp_state=0, mtu=mtu)
+            options = {"br_stp_state": 0, "br_mcast_snooping": 0}
+            self._route.link("add", ifname=name, kind="bridge", mtu=mtu, **options)
             self._set(name, ifalias=alias)
 
         self._in_namespace(f"create bridge {name}", create)
@@ -174,11 +175,31 @@ class Netlink:
 
     def set_master(self, name: str, master: str | None) -> None:
         """Make ``name`` a port of the bridge ``master``; None releases it."""
+        self._in_namespace(
+            f"put {name} into {master}",
+            lambda: self._set(name, master=_index(master) if master else 0),
+        )
+
+    def secure_port(self, name: str, mac: str, options: Mapping[str, int]) -> None:
+        """Set options of a bridge port (the kernel ignores those new to it), and have the bridge
+        look for ``mac`` behind it, whoever else sends with it. Idempotent."""
 
         def change() -> None:
-            self._set(name, master=_index(master) if master else 0)
+            index = _index(name)
+            static = {"state": _NUD_NOARP, "flags": _NTF_MASTER | _NTF_STICKY}
+            self._route.fdb("replace", ifindex=index, lladdr=mac, **static)
+            self._route.brport("set", index=index, **options)
 
-        self._in_namespace(f"put {name} into {master}", change)
+        self._in_namespace(f"secure bridge port {name}", change)
+
+    def port_option(self, name: str, option: str) -> int:
+        """One option of a bridge port; 0 also where the kernel does not know it."""
+
+        def look() -> int:
+            (link,) = self._route.get_links(_index(name))
+            return link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", option) or 0
+
+        return self._in_namespace(f"look at bridge port {name}", look)
 
     def delete_link(self, name: str) -> bool:
         """Remove the interface; False when there was none."""
@@ -292,14 +313,14 @@ class Netlink:
 
         self._in_namespace(f"route {prefix}", add)
 
-    def add_neighbour(self, name: str, address: str, mac: str) -> None:
-        """A permanent neighbour entry: no ARP or ND will ever be needed. Idempotent."""
-        self._neighbour("replace", name, address, lladdr=mac, state=_NUD_PERMANENT)
+    def add_neighbour(self, name: str, mac: str, *addresses: str) -> None:
+        """Permanent entries: no ARP or ND will ever be needed. Idempotent."""
+        self._neighbour("replace", name, addresses, lladdr=mac, state=_NUD_PERMANENT)
 
     def delete_neighbour(self, name: str, address: str) -> None:
         """Idempotent."""
         with suppress(NameUnknown):
-            self._neighbour("del", name, address)
+            self._neighbour("del", name, (address,))
 
     def list_neighbours(self, name: str) -> dict[str, str]:
         """Permanent entries of an interface: address → MAC."""
@@ -315,20 +336,24 @@ class Netlink:
 
         return self._in_namespace(f"list neighbours of {name}", dump)
 
-    def _neighbour(self, command: str, name: str, address: str, **fields: Any) -> None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-
+    def _neighbour(self, command: str, name: str, them: tuple[str, ...], **fields: Any) -> None:
         def change() -> None:
-            index = _index(name)
-            self._route.neigh(command, ifindex=index, dst=address, family=family, **fields)
+            fields["ifindex"] = _index(name)
+            for address in them:
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                self._route.neigh(command, dst=address, family=family, **fields)
 
-        self._in_namespace(f"neighbour {address} on {name}", change)
+        self._in_namespace(f"neighbour {', '.join(them)} on {name}", change)
 
     # -- sysctls ----------------------------------------------------------------------------------
 
     def sysctl(self, path: str, value: str | int) -> None:
         """Write ``/proc/sys/net/<path>`` of this namespace, e.g. ``ipv4/ip_forward``."""
-        self._in_namespace(f"sysctl {path}", lambda: _write_sysctl(path, str(value)))
+        self.sysctls({path: value})
+
+    def sysctls(self, values: Mapping[str, str | int]) -> None:
+        """Like :meth:`sysctl`, for several."""
+        self._in_namespace(f"sysctl {', '.join(values)}", lambda: _write_sysctls(values))
 
     def read_sysctl(self, path: str) -> str:
         return self._in_namespace(
@@ -363,11 +388,12 @@ def _index(name: str) -> int:
         raise OSError(errno.ENODEV, f"no interface {name}") from exc
 
 
-def _write_sysctl(path: str, value: str) -> None:
-    target = Path("/proc/sys/net") / path
-    # Reading first spares hosts with a read-only /proc/sys that are already set up right.
-    if target.read_text().strip() != value:
-        target.write_text(value)
+def _write_sysctls(values: Mapping[str, str | int]) -> None:
+    for path, value in values.items():
+        target = Path("/proc/sys/net") / path
+        # Reading first spares hosts with a read-only /proc/sys that are already set up right.
+        if target.read_text().strip() != str(value):
+            target.write_text(str(value))
 
 
 def owned(links: Iterable[LinkInfo], alias: str) -> list[LinkInfo]:

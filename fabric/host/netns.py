@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from fabric.errors import (
 
 NETNS_DIR = Path("/run/netns")
 """Where ``ip netns`` keeps its names; ours are visible to it and the other way round."""
+
+_LIBVIRT_PIDS = (Path("/run/libvirtd.pid"), Path("/run/virtqemud.pid"))
+"""The monolithic daemon's and the modular one's."""
 
 # <sched.h>, <sys/mount.h>
 _CLONE_NEWNET = 0x40000000
@@ -71,8 +75,22 @@ def list_netns() -> list[str]:
     return sorted(entry.name for entry in NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else []
 
 
+def libvirt_process() -> Path | None:
+    """/proc/PID of the daemon that makes the taps, in the network namespace it stands in; None
+    where none runs."""
+    for file in _LIBVIRT_PIDS:
+        with suppress(OSError, ValueError):
+            process = Path(f"/proc/{int(file.read_text())}")
+            if process.exists():
+                return process
+    return None
+
+
 def enter_netns(name: str) -> None:
-    """Move the *calling thread* into the namespace, for good. Raises NameUnknown, NotRoot."""
+    """Move the *calling thread* into the namespace (a name, or an absolute path), for good.
+
+    Raises NameUnknown, NotRoot.
+    """
     try:
         descriptor = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -326,7 +326,9 @@ class Orchestrator:
 
     def _configure(self, connection: Connection, identity: GuestIdentity) -> Configure:
         """The first packet of an application goes with the instructions: the agent sends it on
-        before the way over its network interface is even known to it."""
+        before it does anything else, and so may have an answer to deliver before it says that it
+        is ready."""
+        self._datapath.admit(connection, identity.index)
         now_us = self.clock.unix_us()
         held = connection.held[0] if connection.held else None
         connection.handed = held if held is not None and held.upstream is None else None

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 class Datapath(Protocol):
     """What the orchestrator asks of the kernel."""
 
+    def admit(self, connection: Connection, guest_index: int) -> None:
+        """Let the guest deliver this connection's packets to this host's applications, and no
+        other's. Before it gets any."""
+
     def steer(self, connection: Connection, guest_index: int) -> None:
         """From now on the kernel sends this connection's packets straight to the guest."""
 

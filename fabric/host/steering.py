@@ -1,13 +1,14 @@
 """Kernel steering: established connections go to their guests without the orchestrator.
 
 Owns: the nftables tables ``netdev fabric``, ``ip fabric`` and ``inet fabric`` and the guests'
-neighbour entries of one host. May import: errors, wire, host.config, host.netlink, host.nftables.
+neighbour entries of one host. May import: errors, wire, and its neighbours in host. What guests may
+send is :mod:`fabric.host.guard`'s.
 
     application ─► route ─► fabric0 ── egress hook: flow known? ──► guest, over the bridge
                                    └── no ──► TUN ─► orchestrator
     neighbour ─► prerouting: connection id known? rewrite destination ──► guest
                                    └── no ──► UDP socket of the orchestrator
-    guest ─► forward (only fabric packets) ─► postrouting: our source ─► neighbour
+    guest ─► guard: its own, to whom it may? ─► postrouting: our source ─► neighbour
 
 Everything is stateless: connection tracking would cost per packet, and forget at the wrong time.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fabric.errors import NameUnknown
+from fabric.host import guard
 from fabric.host.config import HostConfig
 from fabric.host.netlink import Netlink
 from fabric.host.nftables import Nftables
@@ -64,6 +66,11 @@ class SteeringConfig:
             port=config.port,
         )
 
+    @property
+    def gateway(self) -> str:
+        """The host's own address on the guest subnet."""
+        return self.guest_address(0)
+
     def guest_address(self, index: int) -> str:
         """IPv4 address of guest ``index`` (from 1); the gateway has the first of the subnet."""
         return str(ipaddress.IPv4Network(self.guest_subnet)[1 + index])
@@ -94,10 +101,14 @@ class Steering(Protocol):
         """Base rules of this host; entries of a former life are kept."""
 
     def add_guest(self, index: int, mac: str) -> None:
-        """Make guest ``index`` reachable; before it is steered to."""
+        """Make guest ``index`` reachable, and let it send as itself; before it is steered to."""
 
     def remove_guest(self, index: int) -> None:
-        """Forget the guest and everything that is steered to it."""
+        """Forget the guest and everything that is steered to it. Its MAC may send nothing more."""
+
+    def admit(self, guest: int, flow: FiveTuple) -> None:
+        """Let the guest deliver the answers to ``flow``, which this host's applications emit; for
+        as long as there is the guest. Raises NameUnknown: it was not added."""
 
     def steer(self, guest: int, *, flows: Sequence[FiveTuple], connections: Sequence[int]) -> None:
         """Send these inner flows (as this host's applications emit them) and fabric connection
@@ -108,6 +119,9 @@ class Steering(Protocol):
 
     def entries(self) -> Entries:
         """What is steered now."""
+
+    def refused(self) -> dict[str, int]:
+        """Packets of guests that were refused so far, by cause (:data:`guard.CAUSES`)."""
 
     def remove(self) -> None:
         """Take every rule and neighbour away."""
@@ -127,6 +141,9 @@ class NftSteering:
         # nothing else writes to our tables.
         self._flows: dict[FiveTuple, int] = {}
         self._connections: dict[int, int] = {}
+        self._macs: dict[int, str] = {}
+        self._granted: dict[int, set[tuple[str, str]]] = {}
+        """Guest → its elements of the guard's sets."""
 
     def install(self) -> None:
         """Needs the miss device to exist: its egress hook hangs on it (and goes with it)."""
@@ -134,20 +151,30 @@ class NftSteering:
         current = self.entries()
         self._flows = dict(current.flows)
         self._connections = dict(current.connections)
+        self._read_grants()
 
     def add_guest(self, index: int, mac: str) -> None:
-        interface = self._config.guest_interface
-        self._netlink.add_neighbour(interface, self._config.guest_address(index), mac)
-        self._netlink.add_neighbour(interface, next_hop_v6(index), mac)
+        if self._macs.get(index, mac) != mac:
+            self.remove_guest(index)
+        self._macs[index] = mac
+        known_by = self._addresses(index, mac)
+        self._netlink.add_neighbour(self._config.guest_interface, mac, *known_by)
+        self._grant(index, guard.binding(mac, self._config.guest_address(index)))
 
     def remove_guest(self, index: int) -> None:
         self.unsteer(
             flows=[flow for flow, guest in self._flows.items() if guest == index],
             connections=[number for number, guest in self._connections.items() if guest == index],
         )
-        interface = self._config.guest_interface
-        self._netlink.delete_neighbour(interface, self._config.guest_address(index))
-        self._netlink.delete_neighbour(interface, next_hop_v6(index))
+        granted, mac = self._granted.pop(index, set()), self._macs.pop(index, "")
+        self._run([f"delete element netdev fabric {s} {{ {e} }}" for s, e in sorted(granted)])
+        for address in self._addresses(index, mac):
+            self._netlink.delete_neighbour(self._config.guest_interface, address)
+
+    def admit(self, guest: int, flow: FiveTuple) -> None:
+        if guest not in self._macs:
+            raise NameUnknown(f"guest {guest} was not added")
+        self._grant(guest, guard.admission(self._macs[guest], flow.reversed()))
 
     def steer(
         self, guest: int, *, flows: Sequence[FiveTuple] = (), connections: Sequence[int] = ()
@@ -180,6 +207,10 @@ class NftSteering:
         connections = {_integer(key[0]): self._guest_of(value) for key, value in found}
         return Entries(flows, connections)
 
+    def refused(self) -> dict[str, int]:
+        found = self._nftables.list_counters("fabric")
+        return {cause: found.get(f"{guard.COUNTER}{cause}", 0) for cause in guard.CAUSES}
+
     def remove(self) -> None:
         for table in _TABLES:
             try:
@@ -188,12 +219,14 @@ class NftSteering:
                 continue
         self._flows.clear()
         self._connections.clear()
+        self._macs.clear()
+        self._granted.clear()
         interface = self._config.guest_interface
         if not self._netlink.exists(interface):
             return
         subnet = ipaddress.IPv4Network(self._config.guest_subnet)
         for address in self._netlink.list_neighbours(interface):
-            ours = address.startswith("fe80::fab:")
+            ours = address.startswith("fe80::")
             if ours or (":" not in address and ipaddress.IPv4Address(address) in subnet):
                 self._netlink.delete_neighbour(interface, address)
 
@@ -203,6 +236,28 @@ class NftSteering:
         return [f"delete element netdev fabric {_flow_element(flow)}" for flow in known] + [
             f"delete element ip fabric connections {{ {number:#x} }}" for number in numbers
         ]
+
+    def _addresses(self, index: int, mac: str) -> list[str]:
+        """What the host knows the guest by. It is never asked for any of them: what it would answer
+        could be a lie."""
+        own = [guard.link_local(mac)] if mac else []
+        return [self._config.guest_address(index), next_hop_v6(index), *own]
+
+    def _grant(self, index: int, elements: set[tuple[str, str]]) -> None:
+        granted = self._granted.setdefault(index, set())
+        new = sorted(elements - granted)
+        self._run([f"add element netdev fabric {name} {{ {key} }}" for name, key in new])
+        granted |= elements
+
+    def _read_grants(self) -> None:
+        """Learn from the kernel what guests of a former life were granted."""
+        sets = {name: self._nftables.list_set("netdev", "fabric", name) for name in guard.SETS}
+        guests = {str(mac): self._config.guest_index(str(ip)) for mac, ip in sets["own4"]}
+        self._macs = {index: mac for mac, index in guests.items()}
+        self._granted = {index: set() for index in self._macs}
+        for name, keys in sets.items():
+            for key in keys:
+                self._granted[guests[str(key[0])]].add((name, " . ".join(map(str, key))))
 
     def _run(self, commands: list[str]) -> None:
         if commands:
@@ -216,15 +271,11 @@ class NftSteering:
 
 def ruleset(config: SteeringConfig) -> str:
     """The base rules as one nft transaction: maps are kept, chains are replaced."""
-    chains = (
-        ("netdev", "miss"),
-        *(("ip", name) for name in ("arrive", "leave")),
-        *(("inet", name) for name in ("forward", "input")),
-    )
+    chains = (("netdev", "miss"), ("ip", "arrive"), ("ip", "leave"), *guard.CHAINS)
     ports = "inet_proto . inet_service . inet_service"
-    declared = _DECLARATIONS.format(miss=MISS_DEVICE, ports=ports)
+    declared = _DECLARATIONS.format(miss=MISS_DEVICE, ports=ports) + guard.declarations(config)
     flushes = "".join(f"flush chain {family} fabric {chain}\n" for family, chain in chains)
-    return declared + flushes + _miss_rules(config) + _underlay_rules(config) + _guard_rules(config)
+    return declared + flushes + _miss_rules(config) + _underlay_rules(config) + guard.rules(config)
 
 
 # Declared once and empty: re-declaring is a no-op for tables, maps and chains, so that installing
@@ -241,10 +292,6 @@ table ip fabric {{
   map connections {{ typeof @th,128,64 : ip daddr; }}
   chain arrive {{ type filter hook prerouting priority raw; policy accept; }}
   chain leave {{ type filter hook postrouting priority srcnat; policy accept; }}
-}}
-table inet fabric {{
-  chain forward {{ type filter hook forward priority filter; policy accept; }}
-  chain input {{ type filter hook input priority filter; policy accept; }}
 }}
 """
 
@@ -287,42 +334,6 @@ def _underlay_rules(config: SteeringConfig) -> str:
         for interface, address in config.underlay.items()
     ]
     return _rules("ip", "arrive", arrive) + _rules("ip", "leave", leave)
-
-
-def _guard_rules(config: SteeringConfig) -> str:
-    """What guests may do: carry fabric packets between neighbours, give inner packets to this
-    host's applications, and answer the host's own questions. There is no other way out."""
-    guests, port, subnet = config.guest_interface, config.port, config.guest_subnet
-    underlay = ", ".join(f'"{name}"' for name in config.underlay)
-    forward = [f'oifname "{guests}" udp dport {port} ip daddr {subnet} accept']
-    if underlay:
-        forward.append(
-            f'iifname "{guests}" oifname {{ {underlay} }} ip saddr {subnet} '
-            f"udp sport {port} udp dport {port} accept"
-        )
-    deliveries = list(_deliveries(config))
-    forward += [*deliveries, f'iifname "{guests}" drop', f'oifname "{guests}" drop']
-    answers = (
-        f"ip saddr {subnet} tcp sport 22 tcp flags & (syn | ack) != syn accept",
-        f"ip saddr {subnet} icmp type {{ echo-reply, destination-unreachable }} accept",
-        "icmpv6 type { echo-reply, destination-unreachable, packet-too-big, nd-neighbor-solicit, "
-        "nd-neighbor-advert } accept",
-    )
-    inbound = [*deliveries, *(f'iifname "{guests}" {answer}' for answer in answers)]
-    inbound.append(f'iifname "{guests}" drop')
-    return _rules("inet", "forward", forward) + _rules("inet", "input", inbound)
-
-
-def _deliveries(config: SteeringConfig) -> Iterable[str]:
-    """Inner packets: from the overlay, to what of it ends here."""
-    for family, version in (("ip", 4), ("ip6", 6)):
-        ours = [a for a in config.own_addresses if ipaddress.ip_network(a).version == version]
-        all_ = [p for p in config.overlay_prefixes if ipaddress.ip_network(p).version == version]
-        if ours and all_:
-            yield (
-                f'iifname "{config.guest_interface}" {family} saddr {{ {", ".join(all_)} }} '
-                f"{family} daddr {{ {', '.join(ours)} }} accept"
-            )
 
 
 def _flow_element(flow: FiveTuple, hop: str | None = None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fabric.errors import NameUnknown
+from fabric.host.guard import CAUSES
 from fabric.host.steering import Entries
 from fabric.wire.inner import FiveTuple
 
@@ -20,6 +21,8 @@ class FakeSteering:
         self.installed = False
         self.guests: dict[int, str] = {}
         """Guest index → MAC."""
+        self.admitted: dict[int, set[FiveTuple]] = {}
+        """Guest index → flows whose answers it may deliver."""
         self.flows: dict[FiveTuple, int] = {}
         self.connections: dict[int, int] = {}
 
@@ -31,8 +34,14 @@ class FakeSteering:
 
     def remove_guest(self, index: int) -> None:
         self.guests.pop(index, None)
+        self.admitted.pop(index, None)
         self.flows = {k: v for k, v in self.flows.items() if v != index}
         self.connections = {k: v for k, v in self.connections.items() if v != index}
+
+    def admit(self, guest: int, flow: FiveTuple) -> None:
+        if guest not in self.guests:
+            raise NameUnknown(f"guest {guest} was not added")
+        self.admitted.setdefault(guest, set()).add(flow)
 
     def steer(
         self, guest: int, *, flows: Sequence[FiveTuple] = (), connections: Sequence[int] = ()
@@ -53,8 +62,12 @@ class FakeSteering:
     def entries(self) -> Entries:
         return Entries(dict(self.flows), dict(self.connections))
 
+    def refused(self) -> dict[str, int]:
+        return dict.fromkeys(CAUSES, 0)
+
     def remove(self) -> None:
         self.installed = False
         self.guests.clear()
+        self.admitted.clear()
         self.flows.clear()
         self.connections.clear()

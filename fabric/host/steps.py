@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from fabric.errors import AgentLost
+from fabric.host.bridge_ports import BridgePorts
 from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
 from fabric.host.domain_xml import DomainSpec, render
 from fabric.host.domains import DomainHandle, Hypervisor
-from fabric.host.guest import Accelerator, Guest, Image, blueprint
+from fabric.host.guest import Accelerator, Guest, Image, blueprint, phase
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
 from fabric.host.leftovers import GUEST_KIND
@@ -30,6 +31,8 @@ _T = TypeVar("_T")
 
 CHANNEL_DEADLINE = 10.0
 """Seconds until the channel's socket must exist: libvirt makes it before it reports the domain."""
+
+OLD_KERNEL = "Linux 5.18 or newer: this one cannot keep a guest from sending with another's MAC"
 
 Change = Callable[[DomainSpec], DomainSpec]
 """What a tier wants different from the plain blueprint."""
@@ -57,6 +60,7 @@ class Steps:
     image: Image
     acceleration: Accelerator
     hypervisor: Hypervisor
+    ports: BridgePorts
     journal: Journal
     provisioner: Provisioner
     pool: ThreadPoolExecutor
@@ -66,7 +70,8 @@ class Steps:
     async def create(
         self, guest: Guest, change: Change = lambda plan: plan, *, paused: bool = False
     ) -> None:
-        """REQUESTED → BOOTING: the domain exists. Raises what Hypervisor.create and Journal do."""
+        """REQUESTED → BOOTING: the domain exists, and its port is secured. Raises what
+        Hypervisor.create, BridgePorts.secure and Journal do."""
         guest.expect(GuestState.REQUESTED)
         guest.advance(GuestEvent.CREATE)
         identity = guest.identity
@@ -75,7 +80,7 @@ class Steps:
         work = self.blocking(self._create_domain, guest, change, paused)
         guest.creation = asyncio.ensure_future(work)
         # Shielded: a creation under way cannot be taken back, so destruction waits for its end.
-        handle = await asyncio.shield(guest.creation)
+        handle, locked = await asyncio.shield(guest.creation)
         guest.expect(GuestState.CREATING)
         guest.advance(GuestEvent.CREATED)
         guest.uuid = handle.uuid
@@ -90,14 +95,24 @@ class Steps:
             pid=handle.pid,
             started_at_us=round(handle.started_at * 1e6),
         )
+        if not locked:
+            self.hooks.emit("port-unlocked", guest, tap=identity.tap, cure=OLD_KERNEL)
 
-    def _create_domain(self, guest: Guest, change: Change, paused: bool) -> DomainHandle:
-        """In a thread. Ownership is written first, then comes what is owned."""
+    def _create_domain(
+        self, guest: Guest, change: Change, paused: bool
+    ) -> tuple[DomainHandle, bool]:
+        """In a thread. Ownership is written first, then comes what is owned; and it does not run
+        before its port lets it send as nobody but itself."""
         identity = guest.identity
         self.journal.intend(GUEST_KIND, guest.name, connection=f"{guest.connection:016x}")
         identity.channel.unlink(missing_ok=True)
         plan = change(blueprint(guest, self.config, self.image, self.acceleration))
-        return self.hypervisor.create(render(plan), paused=paused)
+        handle = self.hypervisor.create(render(plan), paused=True)
+        with phase(guest, "port_ms"):
+            locked = self.ports.secure(identity.tap, identity.mac)
+        if not paused:
+            self.hypervisor.resume(guest.name)
+        return handle, locked
 
     async def join(self, guest: Guest) -> Channel:
         """Connect to the agent's channel and listen from now on. Raises AgentLost."""

@@ -34,6 +34,8 @@ class Status(BaseModel):
     limits: dict[str, Any]
     protocols: list[str]
     overlay_addresses: list[str]
+    refused_packets: dict[str, int]
+    """Of guests, by cause; see fabric.host.guard."""
 
 
 class ConnectionView(BaseModel):

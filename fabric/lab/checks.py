@@ -6,6 +6,7 @@ raises: a FabricError becomes its verdict and cure, and checks change nothing th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -13,11 +14,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fabric.errors import EnvironmentFault, FabricError, KernelLacks, ToolMissing
 from fabric.lab import preflight
 from fabric.lab.builder import Machine
+
+if TYPE_CHECKING:
+    from fabric.host.netlink import Netlink
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -37,6 +41,8 @@ TOOLS = {
 }
 """Program → (Debian package, whether nothing works without it)."""
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+LOOSE_FILTER = Path("/proc/sys/net/ipv4/conf/all/rp_filter")
 
 STEERING = """
 table netdev probe {
@@ -128,17 +134,30 @@ def _libnftables(_: Surroundings) -> tuple[str, str]:
     return OK, "libnftables.so.1 loads"
 
 
-def _nftables(_: Surroundings) -> tuple[str, str]:
-    """Load small steering rules in a namespace of its own, which is removed again."""
+@contextlib.contextmanager
+def _scratch() -> Iterator[Netlink]:
+    """A namespace to try things in; it is removed again. Raises NotRoot."""
     preflight.require_root()
     from fabric.host.netlink import Netlink
-    from fabric.host.netns import create_netns, delete_netns, enter_netns
+    from fabric.host.netns import create_netns, delete_netns
+
+    name = f"fabric-doctor-{os.getpid()}"
+    create_netns(name)
+    try:
+        with Netlink(name) as netlink:
+            yield netlink
+    finally:
+        delete_netns(name)
+
+
+def _nftables(_: Surroundings) -> tuple[str, str]:
+    """Load small steering rules."""
+    from fabric.host.netns import enter_netns
     from fabric.host.nftables import Nftables
 
-    scratch = f"fabric-doctor-{os.getpid()}"
     failure: list[FabricError] = []
 
-    def load() -> None:
+    def load(scratch: str) -> None:
         try:
             enter_netns(scratch)
             with Nftables() as nft:
@@ -146,21 +165,41 @@ def _nftables(_: Surroundings) -> tuple[str, str]:
         except FabricError as exc:
             failure.append(exc)
 
-    create_netns(scratch)
-    try:
-        with Netlink(scratch) as netlink:
-            netlink.create_veth("probe0", "probe1", alias="fabric doctor")
-            # A thread can stand in another namespace than its process, and is thrown away.
-            thread = threading.Thread(target=load)
-            thread.start()
-            thread.join()
-    finally:
-        delete_netns(scratch)
+    with _scratch() as netlink:
+        netlink.create_veth("probe0", "probe1", alias="fabric doctor")
+        # A thread can stand in another namespace than its process, and is thrown away.
+        thread = threading.Thread(target=load, args=(netlink.netns,))
+        thread.start()
+        thread.join()
     if failure:
         raise KernelLacks(
             f"nftables cannot steer: {failure[0].message}", cure="a kernel of 5.16 or newer"
         ) from failure[0]
     return OK, "egress forwarding and payload maps load"
+
+
+def _isolation(_: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
+    """Whether guests can be kept from sending as somebody else, and from this machine."""
+    from fabric.host.bridge_ports import PORT_OPTIONS, is_locked
+
+    with _scratch() as netlink:
+        netlink.create_bridge("probe", alias="fabric doctor")
+        netlink.create_veth("probe0", "probe1", alias="fabric doctor", master="probe")
+        netlink.secure_port("probe0", "02:fa:00:00:00:01", PORT_OPTIONS)
+        locked = is_locked(netlink, "probe0")
+    if not locked:
+        return (
+            WARN,
+            "bridge ports cannot be locked: a guest could send with another guest's MAC",
+            "a kernel of 5.18 or newer",
+        )
+    if LOOSE_FILTER.read_text().strip() == "2":
+        return (
+            WARN,
+            f"{LOOSE_FILTER} is 2 and so weakens the filter that keeps guests from this machine",
+            "sysctl net.ipv4.conf.all.rp_filter=0, or 1; each interface has a filter of its own",
+        )
+    return OK, "a guest sends with its own MAC only, and not to this machine"
 
 
 def _bridge(_: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
@@ -250,6 +289,7 @@ CHECKS: dict[str, Check] = {
     "libnftables": _libnftables,
     "nftables": _nftables,
     "bridge": _bridge,
+    "isolation": _isolation,
     "memory": _memory,
     "disk": _disk,
     "libvirt": _libvirt,

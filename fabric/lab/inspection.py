@@ -67,6 +67,7 @@ def _host(lab: LabState, host: HostConfig) -> dict[str, Any]:
         "table_version": status.get("table_version"),
         "connections": status.get("connections", 0),
         "guests": guests,
+        "refused_packets": status.get("refused_packets", {}),
     }
 
 

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from fabric.errors import Conflict, NameUnknown
+from fabric.host.bridge_ports import deafen
 from fabric.host.config import HostConfig
 from fabric.lab import names, processes, state
 from fabric.lab.names import Owner
@@ -115,7 +116,7 @@ class GuestBridge(Resource):
         )
         for name in (self._host.bridge, self._outer):
             # This machine itself is no party on the guests' bridge.
-            root.sysctl(f"ipv6/conf/{name}/disable_ipv6", 1)
+            deafen(root, name)
             root.set_up(name)
         inner = world.netlink(self._namespace)
         inner.set_alias(names.GUEST_INTERFACE, alias)

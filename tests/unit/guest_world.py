@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fabric.host.bridge_ports_fake import FakeBridgePorts
 from fabric.host.bundle import Bundle
 from fabric.host.guests import Guest, GuestManager
 from tests.unit.guest_samples import (
@@ -29,6 +30,7 @@ CONNECTION = 0x1_0000_0001
 class World:
     manager: GuestManager
     hypervisor: ServingHypervisor
+    ports: FakeBridgePorts
     agents: FakeAgents
     events: list[tuple[str, str, dict[str, Any]]]
     messages: list[object]
@@ -53,17 +55,19 @@ async def world(
     kernel.write_bytes(bytes(1000))
     agents = FakeAgents()
     hypervisor = ServingHypervisor(agents, host)
+    ports = FakeBridgePorts(hypervisor.log)
     manager = GuestManager(
         host,
         SampleImage(kernel=kernel),
         SampleAccelerator(),
         hypervisor,
         BUNDLE,
+        ports=ports,
         provisioner=agents,
         **options,
     )
     journal = host.host_dir / "journal.jsonl"
-    made = World(manager, hypervisor, agents, [], [], [], [], journal)
+    made = World(manager, hypervisor, ports, agents, [], [], [], [], journal)
     manager.on_event = lambda name, guest, fields: made.events.append((name, guest.name, fields))
     manager.on_message = lambda guest, message: made.messages.append(message)
     manager.on_lost = made.lost.append

@@ -217,6 +217,7 @@ def _host(stack: contextlib.ExitStack, name: str, net: Netlink, node: int, conne
     stack.callback(nftables.__exit__, None, None, None)
     steering = NftSteering(config, nftables, net)
     steering.install()
+    steering.add_guest(GUEST, mac)  # before the guest speaks: what it says is dropped otherwise
     delivery = inside.call(Delivery("guests", PORT).__enter__)
     stack.callback(delivery.__exit__, None, None, None)
     agent = NaiveAgent(guest_inside, f"172.31.0.{other}", connection)

@@ -54,8 +54,7 @@ def test_links_addresses_routes_and_neighbours_are_what_iproute2_sees(
             net.add_address("br", "fd01::1/64")
             net.add_route("10.2.0.0/16", via="10.1.0.9", mtu=1400)
             net.add_route("fd02::/64", dev="br", src="fd01::1")
-            net.add_neighbour("br", "10.1.0.9", "02:fa:00:00:00:01")
-            net.add_neighbour("br", "fe80::9", "02:fa:00:00:00:01")
+            net.add_neighbour("br", "02:fa:00:00:00:01", "10.1.0.9", "fe80::9")
         links = {link.name: link for link in net.list_links()}
         assert (links["br"].kind, links["br"].mtu, links["br"].up) == ("bridge", 9000, True)
         assert (links["v0"].kind, links["v0"].master) == ("veth", "br")

@@ -72,6 +72,9 @@ class FakeDatapath:
         self.calls: list[tuple[str, Any]] = []
         self.sent: list[tuple[Packet, str]] = []
 
+    def admit(self, connection: Connection, guest_index: int) -> None:
+        self.calls.append(("admit", (connection.id, guest_index)))
+
     def steer(self, connection: Connection, guest_index: int) -> None:
         self.calls.append(("steer", (connection.id, guest_index)))
 
@@ -192,8 +195,9 @@ def test_a_request_is_detected_once_and_its_packets_released_in_order() -> None:
         await settle()
         # The first goes with the agent's instructions, the rest behind it.
         assert world.guests.configured[0].first == [first.hex()]
-        assert world.datapath.calls[0] == ("deliver", second)
-        assert world.datapath.calls[1][0] == "steer"
+        # What the guest may deliver is settled before it has anything to deliver.
+        assert world.datapath.names() == ["admit", "deliver", "steer"]
+        assert world.datapath.calls[1] == ("deliver", second)
         order = [n for n in world.names() if n in ("request", "facts", "agent-ready", "released")]
         assert order == ["request", "facts", "agent-ready", "released"]
 
@@ -362,7 +366,7 @@ def test_without_announcements_the_first_packet_makes_the_guest() -> None:
         world.arrive("172.31.0.0", syn())
         await settle()
         assert world.only().role is Role.TRANSIT and world.only().protocol == 1
-        assert world.datapath.names() == ["deliver", "steer"]
+        assert world.datapath.names() == ["admit", "deliver", "steer"]
         assert world.guests.configured[0].facts is None
 
     run(story())

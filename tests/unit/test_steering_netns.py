@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -28,8 +29,6 @@ FILE_BYTES = 3_000_000
 @pytest.fixture
 def world() -> Iterator[tuple[Host, Host]]:
     with two_hosts(f"fbt{os.getpid() % 10000}", CONNECTION) as hosts:
-        for host in hosts:
-            host.steering.add_guest(GUEST, host.guest_mac)
         yield hosts
 
 
@@ -38,10 +37,12 @@ def open_way(hosts: tuple[Host, Host], first: list[bytes]) -> FiveTuple:
     near, far = hosts
     flow = parse_flow(first[0])
     assert flow is not None
+    near.steering.admit(GUEST, flow)
     near.steering.steer(GUEST, flows=[flow], connections=[CONNECTION])
     near.delivery.inner(first, near.guest_mac)
     held, upstream = far.wait_for_datagram()
     assert upstream == "172.31.0.1"
+    far.steering.admit(GUEST, flow.reversed())
     far.steering.steer(GUEST, flows=[flow.reversed()], connections=[CONNECTION])
     far.delivery.underlay([(held, upstream)], far.guest_address)
     return flow
@@ -99,6 +100,7 @@ def test_entries_read_back_what_was_steered_and_unsteer_is_idempotent(
     ]
     numbers = [1, CONNECTION, 2**64 - 1]
     steering.steer(GUEST, flows=flows, connections=numbers)
+    steering.add_guest(3, "02:fa:00:00:00:03")
     steering.steer(3, flows=flows[:2], connections=numbers[:1])  # another guest takes them over
     expected_flows = {flows[0]: 3, flows[1]: 3, flows[2]: GUEST, flows[3]: GUEST}
     entries = steering.entries()
@@ -244,14 +246,12 @@ def test_guests_send_nothing_but_fabric_packets(
             receiver = far.underlay_socket
         else:
             receiver.bind(("172.31.0.2", target))
-        receiver.settimeout(0.5)
         sender.bind(("0.0.0.0", source))
         sender.sendto(b"out", ("172.31.0.2", target))
-        with pytest.raises(TimeoutError):
-            receiver.recv(10)
+        assert not hears(receiver, b"out")
         near.nftables.run("flush chain inet fabric forward")
         sender.sendto(b"out", ("172.31.0.2", target))
-        assert receiver.recv(10) == b"out"
+        assert hears(receiver, b"out")
     near.agent.start()
 
 
@@ -277,6 +277,17 @@ def reaches(inside: object, address: str) -> bool:
         return True
 
     return inside.call(attempt)  # type: ignore[attr-defined, no-any-return]
+
+
+def hears(receiver: socket.socket, word: bytes) -> bool:
+    """Whether it comes within half a second, among whatever the guests' kernels say by
+    themselves."""
+    receiver.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while receiver.recv(2048) != word:
+            continue
+        return True
+    return False
 
 
 def send_udp(host: Host, flow: FiveTuple, size: int = 10) -> None:

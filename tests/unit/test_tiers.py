@@ -51,9 +51,10 @@ def test_a_copy_is_created_paused_loaded_and_resumed(tmp_path: Path) -> None:
         assert len(w.agents.pushed) == 1, "only the template's guest was provisioned"
         for phase in ("queue_ms", "domain_ms", "arm_ms", "state_ms", "ready_ms", "total_ms"):
             assert guest.phases[phase] >= 0
-        assert w.names()[-4:] == [
-            "guest-started", "guest-resumed", "guest-identified", "guest-ready",
-        ]  # fmt: skip
+        # A fake agent is as quick as the news of its waking up.
+        started, *between, last = w.names()[-4:]
+        assert (started, last) == ("guest-started", "guest-ready")
+        assert set(between) == {"guest-resumed", "guest-identified"}
 
     run(tmp_path, scenario, templates=store(tmp_path))
 
