@@ -1,20 +1,27 @@
 """The package archive: which packages the image is made of, and fetching them.
 
-Owns: every call of apt. May import: errors, images.steps. apt verifies signatures and digests. The
-guest is Debian 12 whatever the build machine is: where the machine's own sources are another
-distribution's, a source list for Debian 12 is given, and apt uses it and lists of its own.
+Owns: every call of apt and mmdebstrap. May import: errors, images.steps. They verify signatures and
+digests. The guest is Debian 12 whatever the build machine is, so that all machines run the same
+guest: on Debian 12 its own apt is asked, elsewhere apt with a configuration and lists beside the
+image, which mmdebstrap makes. It knows where Debian is to be had; a source list can say otherwise.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import EnvironmentFault
 from images.steps import listed, run, say
 
-RELEASE = "Debian 12 (bookworm)"
+SUITE = "bookworm"
+RELEASE = f"Debian 12 ({SUITE})"
+OS_RELEASE = Path("/etc/os-release")
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Whose signatures count; of the package debian-archive-keyring, which Ubuntu has too."""
+_CONFIGURATION = "etc/apt/sources.list"
 
 
 @dataclass(frozen=True)
@@ -28,19 +35,30 @@ class Package:
 
 @dataclass(frozen=True)
 class PackageArchive:
-    """What apt reaches with the machine's sources, or with the source list ``sources``."""
+    """What apt reaches: with the machine's own configuration, or with one under ``directory``."""
 
+    directory: Path | None = None
+    """A root that holds nothing but what apt needs; None: the machine's own apt is right."""
     sources: Path | None = None
-    lists: Path = field(default=Path("/var/lib/apt/lists"))
-    """Where apt keeps what it knows of ``sources``."""
+    """A source list for ``directory``; None: mmdebstrap's own knowledge."""
+
+    @classmethod
+    def for_machine(cls, directory: Path, sources: Path | None, os_release: str) -> PackageArchive:
+        """The machine's own apt where it is of the guest's release, unless a source list is given.
+
+        ``os_release`` is the text of :data:`OS_RELEASE`.
+        """
+        own = re.search(rf'^VERSION_CODENAME="?{SUITE}"?$', os_release, re.MULTILINE)
+        return cls() if own and sources is None else cls(directory, sources)
 
     def _options(self) -> list[str]:
-        if self.sources is None:
+        if self.directory is None:
             return []
+        root = self.directory.resolve()
         settings = {
-            "Dir::Etc::SourceList": self.sources.resolve(),
-            "Dir::Etc::SourceParts": "/dev/null",
-            "Dir::State::Lists": self.lists.resolve(),
+            "Dir::Etc::SourceList": root / _CONFIGURATION,
+            "Dir::Etc::SourceParts": root / f"{_CONFIGURATION}.d",
+            "Dir::State::Lists": root / "var/lib/apt/lists",
             "Dir::State::status": "/dev/null",
             "Dir::Cache::pkgcache": "",
             "Dir::Cache::srcpkgcache": "",
@@ -70,15 +88,25 @@ class PackageArchive:
 
     def refresh(self) -> list[Package]:
         """Ask the archive anew. Raises EnvironmentFault."""
-        say("refreshing apt's package lists")
-        if self.sources is not None:
-            self.lists.mkdir(parents=True, exist_ok=True)
-        run(["apt-get", *self._options(), "update", "-qq"])
+        say(f"asking the package archive for {RELEASE}")
+        if self.directory is None:
+            run(["apt-get", "update", "-qq"])
+        else:
+            self._learn(self.directory)
         try:
             return self.resolve()
         except EnvironmentFault as exc:
-            cure = f"the sources must offer {RELEASE}; elsewhere give --sources FILE"
+            cure = f"the sources must offer {RELEASE}; give others with --sources FILE"
             raise EnvironmentFault(exc.message, cure=cure) from exc
+
+    def _learn(self, directory: Path) -> None:
+        """An empty root with apt's configuration and fresh lists, and no package in it."""
+        shutil.rmtree(directory, ignore_errors=True)
+        nothing = ("--mode=root", "--variant=custom", "--format=directory")
+        # The keyring is named, because mmdebstrap's guess asks gpg, which need not be there.
+        options = (f"--keyring={KEYRING}", "--skip=cleanup/apt/lists")
+        sources = [str(self.sources.resolve())] if self.sources else []
+        run(["mmdebstrap", "-q", *nothing, *options, SUITE, str(directory), *sources])
 
     def obtain(self, packages: list[Package], work: Path) -> list[Package]:
         """Download and unpack; returns what was really obtained. Raises EnvironmentFault."""

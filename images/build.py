@@ -3,11 +3,11 @@
 
     images/build.py [--output DIR] [--sources FILE] [--force]
 
-Inputs: packages.txt (resolved by this machine's apt), the other lists beside it, guest/*, the
-scripts themselves. The same inputs give the same digests: fixed times, owners and orders,
-unchecked-hash bytecode. The keys of this build host stay outside the reproducible files. Nothing is
-rebuilt unless an input changed, and nothing of a former image is touched before the new one is
-complete. May import: errors, host.image.
+Inputs: packages.txt (resolved by apt), the other lists beside it, guest/*, the scripts themselves.
+The same inputs give the same digests: fixed times, owners and orders, unchecked-hash bytecode. The
+keys of this build host stay outside the reproducible files. Nothing is rebuilt unless an input
+changed, and nothing of a former image is touched before the new one is complete. May import:
+errors, host.image.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fabric.errors import EnvironmentFault, FabricError, NoSpace, NotRoot, ToolMissing
-from fabric.host.image import FORMAT, sha256_of
-from images.archive import RELEASE, Package, PackageArchive
+from fabric.host.image import FORMAT, PYTHON_ROOT, sha256_of
+from images.archive import KEYRING, OS_RELEASE, RELEASE, Package, PackageArchive
 from images.initramfs import add_keys, ensure_keys, make_initrd
 from images.root import make_root
 from images.steps import EPOCH, HERE, PYTHON, run, say
@@ -37,7 +37,10 @@ from images.steps import EPOCH, HERE, PYTHON, run, say
 DEFAULT_STATE = Path("/var/lib/fabric")
 # MiB. Packages, unpacked trees and results live side by side for a while: some 250, and room.
 SPACE_NEEDED_MIB = 400
-TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "mkfs.erofs", "zstd", "dropbearkey", "ssh-keygen")
+TOOLS = (
+    *("apt-get", "apt-cache", "dpkg-deb", "mmdebstrap"),
+    *("mkfs.erofs", "zstd", "dropbearkey", "ssh-keygen"),
+)
 # Their output is part of the image, so their version is one of its inputs.
 PACKERS = ("erofs-utils", "zstd")
 
@@ -67,6 +70,8 @@ def build(work: Path, archive: PackageArchive, packages: list[Package]) -> dict[
     paths = [image / name for name in ("vmlinuz", "initrd.img", "rootfs.erofs")]
     files = {path.name: {"sha256": sha256_of(path), "size": path.stat().st_size} for path in paths}
     python = run(["/usr/sbin/chroot", str(work / "root"), f"/{PYTHON}", "-V"]).split()[1]
+    # The guest's Python stays at hand: it compiles the agent where the host's is another version.
+    (work / "root").rename(image / PYTHON_ROOT)
     return {
         "format": FORMAT,
         "inputs": inputs_digest(packages),
@@ -109,7 +114,8 @@ def is_current(state: Path, digest: str) -> bool:
             (image / name).stat().st_size == facts["size"]
             for name, facts in manifest["files"].items()
         )
-        return bool(manifest["inputs"] == digest and all(k.exists() for k in keys) and sizes)
+        whole = sizes and all(k.exists() for k in keys) and (image / PYTHON_ROOT / PYTHON).exists()
+        return bool(manifest["inputs"] == digest and whole)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -119,6 +125,8 @@ def check_ground(state: Path) -> None:
     if os.geteuid() != 0:
         raise NotRoot("building the guest image needs root", cure="run it with sudo")
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if not KEYRING.exists():
+        missing.append(KEYRING.stem)
     if missing:
         raise ToolMissing(f"not installed: {', '.join(missing)}", cure="run make setup")
     state.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -188,14 +196,16 @@ def main() -> int:
         "--sources",
         type=Path,
         default=os.environ.get("FABRIC_DEBIAN_SOURCES"),
-        help=f"apt source list for {RELEASE}, where the machine's own is another's",
+        help=f"apt source list for {RELEASE}, instead of the machine's own or the public archive",
     )
     parser.add_argument("--force", action="store_true", help="rebuild even if nothing changed")
     options = parser.parse_args()
     # A polite kill removes the half-made directory too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        archive = PackageArchive(options.sources, options.output / "apt-lists")
+        archive = PackageArchive.for_machine(
+            options.output / "apt", options.sources, OS_RELEASE.read_text()
+        )
         make_image(options.output, archive, options.force)
     except FabricError as exc:
         print(f"error: {exc.message}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """The agent as one file: a deterministic zip application of what it imports, and nothing else.
 
-Owns: finding the agent's modules and packing them. May import: errors. Reads source files; never
-imports the agent.
+Owns: finding the agent's modules and packing them. May import: errors, host.bytecode, host.image.
+Reads source files; never imports the agent.
 
 The same sources give the same bytes, so a digest names an agent: times are fixed, names sorted, and
 compiled code is written without the reference counts that make ``marshal`` differ between runs.
@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import io
-import marshal
 import platform
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fabric.errors import EnvironmentFault
+from fabric.host.bytecode import compile_here, compile_with
+from fabric.host.image import GuestImage
 
 ENTRY_MODULE = "fabric.agent.main"
 
@@ -29,11 +30,8 @@ _MAIN = "import sys\nfrom fabric.agent.main import main\n\nsys.exit(main())\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time a zip file can carry."""
 
-_UNCHECKED_HASH_PYC = 0b01
-"""PEP 552: hash-based, and not to be compared with a source the guest does not have."""
-
-_MARSHAL_WITHOUT_REFERENCES = 2
-"""From version 3 on marshal writes reference flags that depend on the process's history."""
+Compiler = Callable[[dict[str, bytes]], dict[str, bytes]]
+"""Sources by module file, without suffix, to the contents of their .pyc files."""
 
 
 @dataclass(frozen=True)
@@ -48,65 +46,39 @@ class Bundle:
     modules: tuple[str, ...]
 
 
-def build_bundle(package: Path = _PACKAGE, python: str | None = None) -> Bundle:
+def compiler_for(image: GuestImage) -> Compiler:
+    """Who compiles for the image's guests: this Python where it is of the same version, else the
+    guest's own, which the image keeps at hand. A guest would take seconds under emulation."""
+    minor = ".".join(image.python_version.split(".")[:2])
+    if minor == ".".join(platform.python_version_tuple()[:2]):
+        return compile_here
+    argv = ("/usr/sbin/chroot", str(image.python_root), f"/usr/bin/python{minor}", "-I", "-S")
+    return partial(compile_with, argv)
+
+
+def build_bundle(package: Path = _PACKAGE, compiler: Compiler | None = compile_here) -> Bundle:
     """Pack the agent found in the ``fabric`` package directory.
 
-    ``python`` is the guest's version ("3.11", "3.11.2", …; the image's manifest has it). Where the
-    running interpreter is of the same minor version, bytecode is shipped: the guest would take
-    seconds to compile it itself under emulation. Unknown (None) means Debian 12's, 3.11.
+    ``compiler`` makes the bytecode that is shipped (see :func:`compiler_for`); None: sources are.
     Raises EnvironmentFault when the agent's sources are not there or do not parse.
     """
-    minor = ".".join((python or "3.11").split(".")[:2])
-    compiled = minor == ".".join(platform.python_version_tuple()[:2])
-    sources = _closure(package, ENTRY_MODULE)
+    found = _closure(package, ENTRY_MODULE)
+    files = {"__main__": _MAIN.encode()}
+    for name, path in sorted(found.items()):
+        inside = name.replace(".", "/")
+        files[f"{inside}/__init__" if path.name == "__init__.py" else inside] = path.read_bytes()
+    contents = files if compiler is None else compiler(files)
     buffer = io.BytesIO()
     # Stored: what zlib makes of the same input differs between its versions. Deflating would save
     # an emulated guest some 0.1 s of the push, less what inflating costs it.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, "__main__", _MAIN.encode(), compiled)
-        for name, path in sorted(sources.items()):
-            inside = name.replace(".", "/")
-            if path.name == "__init__.py":
-                inside += "/__init__"
-            _add(archive, inside, path.read_bytes(), compiled)
+        for inside in files:
+            entry = zipfile.ZipInfo(f"{inside}{'.pyc' if compiler else '.py'}", _EPOCH)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, contents[inside])
     data = buffer.getvalue()
-    return Bundle(data, hashlib.sha256(data).hexdigest(), compiled, tuple(sorted(sources)))
-
-
-def _add(archive: zipfile.ZipFile, inside: str, source: bytes, compiled: bool) -> None:
-    content, suffix = source, ".py"
-    if compiled:
-        # No docstrings: they are a third of the bytecode, and nobody reads them in there.
-        # Assertions stay (optimize=1 would drop them).
-        tree = _without_docstrings(ast.parse(source))
-        code = compile(tree, f"{inside}.py", "exec", dont_inherit=True, optimize=0)
-        header = (
-            importlib.util.MAGIC_NUMBER
-            + _UNCHECKED_HASH_PYC.to_bytes(4, "little")
-            + importlib.util.source_hash(source)
-        )
-        content, suffix = header + marshal.dumps(code, _MARSHAL_WITHOUT_REFERENCES), ".pyc"
-    entry = zipfile.ZipInfo(inside + suffix, _EPOCH)
-    entry.external_attr = 0o644 << 16
-    archive.writestr(entry, content)
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
-        if not isinstance(node, documented):
-            continue
-        # Attribute docstrings go the same way: any statement that is only a string.
-        body = [s for s in node.body if not _is_string(s)]
-        node.body = body or [ast.copy_location(ast.Pass(), node.body[0])] if node.body else []
-    return tree
-
-
-def _is_string(statement: ast.stmt) -> bool:
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
+    return Bundle(
+        data, hashlib.sha256(data).hexdigest(), compiler is not None, tuple(sorted(found))
     )
 
 

@@ -15,6 +15,8 @@ from fabric.errors import ImageInvalid, ImageMissing
 
 FORMAT = 1
 CURE = "run `make image`"
+PYTHON_ROOT = "python"
+"""Directory beside the files: what is in the guest's root, for running its Python here."""
 CHUNK = 1 << 20
 QUICK_START = (
     # The kernel's self-tests of its ciphers: 0.35 s under emulation, and 0.13 s in the one below.
@@ -60,6 +62,10 @@ class GuestImage:
     @property
     def rootfs(self) -> Path:
         return self.directory / "rootfs.erofs"
+
+    @property
+    def python_root(self) -> Path:
+        return self.directory / PYTHON_ROOT
 
 
 def kernel_arguments(kind: str, machine: str, tsc_khz: int) -> list[str]:

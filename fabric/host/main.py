@@ -31,7 +31,7 @@ from fabric.host.acceleration import Acceleration, QemuBooter, probe
 from fabric.host.api import build_api
 from fabric.host.appfacts import find_facts
 from fabric.host.bridge_ports import KernelBridgePorts
-from fabric.host.bundle import Bundle, build_bundle
+from fabric.host.bundle import Bundle, build_bundle, compiler_for
 from fabric.host.config import HostConfig
 from fabric.host.datapath import KernelDatapath
 from fabric.host.events import EventLog
@@ -94,7 +94,7 @@ async def serve(config: HostConfig) -> None:
         hypervisor = LibvirtHypervisor(config.libvirt_uri)
         stack.callback(hypervisor.close)
         datapath = stack.enter_context(KernelDatapath(config, topology))
-        bundle = build_bundle()
+        bundle = build_bundle(compiler=compiler_for(image))
         policy = Policy.from_json(config.policy)
         tiers = {config.tier, *policy.tiers()}
         templates = None

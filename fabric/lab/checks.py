@@ -230,6 +230,17 @@ def _libvirt(around: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
     return WARN, f"{around.libvirt_uri} does not answer", "`fabric up` starts libvirtd by itself"
 
 
+def _apparmor(_: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
+    from fabric.host.apparmor import CURE, AppArmor
+
+    apparmor = AppArmor()
+    if not apparmor.confines_guests:
+        return OK, "does not confine guests on this machine"
+    if problem := apparmor.problem():
+        return WARN, f"{problem}: guests can only boot cold", CURE
+    return OK, "guests are confined, and may use templates"
+
+
 def _image(around: Surroundings) -> tuple[str, str]:
     from fabric.host.image import load_image
 
@@ -293,6 +304,7 @@ CHECKS: dict[str, Check] = {
     "memory": _memory,
     "disk": _disk,
     "libvirt": _libvirt,
+    "apparmor": _apparmor,
     "image": _image,
     "acceleration": _acceleration,
     "leftovers": _leftovers,

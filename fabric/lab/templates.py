@@ -24,7 +24,7 @@ def stale_templates(
         return []
     # What building a bundle and an image's digest need is not paid where there are no templates.
     from fabric.host.acceleration import QemuBooter, verdict
-    from fabric.host.bundle import build_bundle
+    from fabric.host.bundle import build_bundle, compiler_for
     from fabric.host.image import load_image
     from fabric.host.template import Ingredients, stale
 
@@ -34,7 +34,8 @@ def stale_templates(
         if acceleration is None:
             return []
         qemu = QemuBooter().version()
-        current = Ingredients.gather(image, acceleration, build_bundle(), qemu, memory=0)
+        bundle = build_bundle(compiler=compiler_for(image))
+        current = Ingredients.gather(image, acceleration, bundle, qemu, memory=0)
     except (FabricError, OSError):
         return []
     return stale(directory, current)

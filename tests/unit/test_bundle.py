@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
+import platform
 import subprocess
 import sys
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fabric.errors import EnvironmentFault
-from fabric.host.bundle import build_bundle
+from fabric.host.bundle import Compiler, build_bundle, compiler_for
+from fabric.host.bytecode import compile_here, compile_with
+from fabric.host.image import GuestImage, load_image
 
+STATE = Path(os.environ.get("FABRIC_STATE", "/var/lib/fabric"))
 BUILD = "import sys; from fabric.host.bundle import build_bundle; print(build_bundle().digest)"
 
 
@@ -53,10 +61,10 @@ def run_bundle(data: bytes, directory: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
 
 
-@pytest.mark.parametrize("python", ["3.11", "2.7"])
-def test_the_bundle_runs_alone(tmp_path: Path, python: str) -> None:
-    bundle = build_bundle(package(tmp_path, SMALL), python)
-    assert bundle.compiled == (python == "3.11" == f"{sys.version_info[0]}.{sys.version_info[1]}")
+@pytest.mark.parametrize("compiler", [compile_here, None])
+def test_the_bundle_runs_alone(tmp_path: Path, compiler: Compiler | None) -> None:
+    bundle = build_bundle(package(tmp_path, SMALL), compiler)
+    assert bundle.compiled == (compiler is not None)
     result = run_bundle(bundle.data, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("late ['a', 'b', 'c'] 1 ")
@@ -124,3 +132,43 @@ def test_the_real_agent_needs_nothing_of_the_host(tmp_path: Path) -> None:
 def test_an_agent_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="not there"):
         build_bundle(package(tmp_path, {"__init__.py": ""}))
+
+
+def test_another_python_compiles_the_same_way() -> None:
+    other = partial(compile_with, (sys.executable, "-I", "-S"))
+    assert build_bundle(compiler=other).data == build_bundle(compiler=compile_here).data
+
+
+def test_a_python_that_does_not_compile_is_an_error() -> None:
+    with pytest.raises(EnvironmentFault, match=r"does not compile the agent: .*SyntaxError"):
+        compile_with((sys.executable,), {"broken": b"def"})
+    with pytest.raises(EnvironmentFault, match="No such file"):
+        compile_with(("/no/python",), {})
+
+
+def image_of(python_version: str, directory: Path = Path("/image")) -> GuestImage:
+    key = directory / "key"
+    return GuestImage(directory, "digest", "6.1", python_version, 128, "ssh-ed25519 A", key)
+
+
+def test_a_guest_of_this_pythons_version_is_compiled_for_right_here() -> None:
+    assert compiler_for(image_of(platform.python_version())) is compile_here
+
+
+def test_for_a_guest_of_another_version_its_own_python_compiles() -> None:
+    compiler = compiler_for(image_of("3.99.1"))
+    assert isinstance(compiler, partial)
+    (argv,) = compiler.args
+    assert argv == ("/usr/sbin/chroot", "/image/python", "/usr/bin/python3.99", "-I", "-S")
+
+
+@pytest.mark.root
+def test_the_images_own_python_compiles_the_agent() -> None:
+    """As it would on a machine of another Python version: the same bytes."""
+    image = load_image(STATE)
+    argv = ("/usr/sbin/chroot", str(image.python_root), "/usr/bin/python3.11", "-I", "-S")
+    made = build_bundle(compiler=partial(compile_with, argv))
+    code = zipfile.ZipFile(io.BytesIO(made.data)).read("__main__.pyc")
+    assert code[:4] == (3495).to_bytes(2, "little") + b"\r\n", "magic number of Python 3.11"
+    if platform.python_version().startswith("3.11."):
+        assert made.data == build_bundle(compiler=compile_here).data

@@ -11,6 +11,7 @@ import pytest
 
 from fabric.errors import EnvironmentFault, NoSpace
 from images import build, steps
+from images.archive import PackageArchive
 from images.initramfs import SIGNATURE_TRAILER, unsigned
 
 SIGNATURE = b"rsa" * 100
@@ -25,6 +26,8 @@ def state(tmp_path: Path) -> Path:
     image.mkdir()
     for name in ("vmlinuz", "boot-initrd.img", "host_key.pub"):
         (image / name).write_bytes(b"1234")
+    (image / "python/usr/bin").mkdir(parents=True)
+    (image / "python/usr/bin/python3.11").touch()
     manifest = {"inputs": "i1", "files": {"vmlinuz": {"size": 4, "sha256": "?"}}}
     (image / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
@@ -36,7 +39,14 @@ def test_a_whole_image_of_the_same_inputs_is_current(state: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", ["image/vmlinuz", "image/boot-initrd.img", "image/manifest.json", "keys/client_key"]
+    "lost",
+    [
+        "image/vmlinuz",
+        "image/boot-initrd.img",
+        "image/manifest.json",
+        "image/python/usr/bin/python3.11",
+        "keys/client_key",
+    ],
 )
 def test_an_image_that_lost_a_file_is_not_current(state: Path, lost: str) -> None:
     (state / lost).unlink()
@@ -100,3 +110,25 @@ def test_leftovers_of_a_killed_build_are_removed(state: Path) -> None:
     with build.alone(state):
         assert not (state / ".image-old").exists()
     assert (state / "image").exists()
+
+
+@pytest.mark.parametrize(
+    ("os_release", "own"),
+    [
+        ("ID=debian\nVERSION_CODENAME=bookworm\n", True),
+        ('ID=debian\nVERSION_CODENAME="bookworm"\n', True),
+        ("ID=debian\nVERSION_CODENAME=trixie\n", False),
+        ("ID=ubuntu\nVERSION_CODENAME=noble\nUBUNTU_CODENAME=noble\n", False),
+        ("", False),
+    ],
+)
+def test_only_the_guests_own_release_asks_the_machines_apt(os_release: str, own: bool) -> None:
+    directory = Path("/state/apt")
+    found = PackageArchive.for_machine(directory, None, os_release)
+    assert found == (PackageArchive() if own else PackageArchive(directory))
+
+
+def test_a_source_list_is_used_on_any_machine() -> None:
+    directory, sources = Path("/state/apt"), Path("/etc/mirror.list")
+    found = PackageArchive.for_machine(directory, sources, "VERSION_CODENAME=bookworm\n")
+    assert found == PackageArchive(directory, sources)

@@ -27,7 +27,7 @@ def lab(name: str, text: str, directory: Path, *options: str) -> Iterator[Lab]:
     """Bring up a topology given as text under another name; take it down and look for remains."""
     file = directory / f"{name}.yaml"
     file.write_text(re.sub(r"^name: .*", f"name: {name}", text, flags=re.MULTILINE))
-    shutil.copy(ROOT / "examples/www.sh", directory)
+    shutil.copy(ROOT / "examples/web_server.py", directory)
     made = Lab(name, file)
     try:
         made.fabric("up", str(file), *options)

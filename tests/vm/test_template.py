@@ -20,7 +20,7 @@ MADE = 120.0
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A line of three hosts whose guests are copies of a template."""
     text = (ROOT / "examples/line.yaml").read_text()
-    text = text.replace("h3: {}", "h3: {services: {web: [./www.sh, 8000]}}")
+    text = text.replace("h3: {}", "h3: {services: {web: [./web_server.py, 8000]}}")
     directory = tmp_path_factory.mktemp("copies")
     options = ("--tier", "template", "--idle-timeout", "40")
     with lab("copies", text, directory, *options) as made:
