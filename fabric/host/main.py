@@ -96,7 +96,7 @@ async def serve(config: HostConfig) -> None:
         datapath = stack.enter_context(KernelDatapath(config, topology))
         bundle = build_bundle(compiler=compiler_for(image))
         policy = Policy.from_json(config.policy)
-        tiers = {config.tier, *policy.tiers()}
+        tiers = {config.tier, *policy.tiers()} if config.spawning else {"cold"}
         templates = None
         if tiers != {"cold"}:
             templates = await asyncio.to_thread(

@@ -63,6 +63,7 @@ def _host(lab: LabState, host: HostConfig) -> dict[str, Any]:
         "api_socket": str(host.api_socket),
         "orchestrator": {"state": answer, "pid": process.pid if process and alive else None},
         "tier": status.get("tier", host.tier),
+        "kept_ready": status.get("kept_ready", {}),
         "acceleration": status.get("acceleration"),
         "table_version": status.get("table_version"),
         "connections": status.get("connections", 0),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,6 +88,15 @@ class Lab:
 
     def traces(self, connection: str) -> list[dict[str, Any]]:
         return list(self.json("trace", connection, "--last", "10000"))
+
+    def wait_for_guests_kept_ready(self, tier: str, count: int = 1) -> None:
+        """Until every host of the lab has ``count`` guests of the tier waiting."""
+
+        def look() -> bool:
+            hosts = self.json("inspect")["hosts"]
+            return all(h["kept_ready"].get(tier, 0) >= count for h in hosts)
+
+        wait_for(f"{count} {tier} guests per host", look, 180)
 
     def domains(self) -> list[str]:
         """libvirt's own list of this lab's guests."""
@@ -180,6 +190,33 @@ def decode(at: float, interface: int, source: str, target: str, data: bytes) -> 
         at, interface, source, target, protocol, hop_limit, flags, kind, data[8:16].hex(),
         source_node, destination_node, sequence, data[start : start + size], records, len(data),
     )  # fmt: skip
+
+
+class DomainEvents:
+    """What libvirt itself reports of domains, by way of virsh."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> DomainEvents:
+        words = ["virsh", "event", "--event", "lifecycle", "--loop", "--timestamp"]
+        with self.path.open("w") as out:
+            self._process = subprocess.Popen(words, stdout=out)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def resumed(self, domain: str) -> float:
+        """Unix time at which the domain last began to run."""
+        found = re.findall(
+            rf"^(\S+ \S+?): event 'lifecycle' for domain '{domain}': Resumed",
+            self.path.read_text(),
+            re.MULTILINE,
+        )
+        assert found, f"libvirt never reported that {domain} was resumed"
+        return datetime.strptime(found[-1], "%Y-%m-%d %H:%M:%S.%f%z").timestamp()
 
 
 class Capture:
