@@ -225,6 +225,7 @@ class Capture:
     def __init__(self, namespace: str, path: Path) -> None:
         self.namespace = namespace
         self.path = path
+        self.drained = False
 
     def __enter__(self) -> Capture:
         inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
@@ -240,8 +241,8 @@ class Capture:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What the kernel still holds is evidence too; it comes after a second at the latest.
-        time.sleep(1.5)
+        if not self.drained:
+            drain(self)
         self._process.terminate()
         self._process.wait()
 
@@ -257,6 +258,14 @@ class Capture:
             at, interface, source, target, payload = line.split("\t")
             found.append(decode(float(at), int(interface), source, target, bytes.fromhex(payload)))
         return found
+
+
+def drain(*captures: Capture) -> None:
+    """Wait for what the kernel still holds: it is evidence too, and comes after a second at the
+    latest."""
+    time.sleep(1.5)
+    for capture in captures:
+        capture.drained = True
 
 
 def interfaces(namespace: str = "") -> dict[str, int]:

@@ -27,6 +27,7 @@ from tests.vm.lab import (
     DomainEvents,
     Lab,
     Seen,
+    drain,
     interfaces,
     process_start,
     qemu_pid,
@@ -135,6 +136,7 @@ def tell(diamond: Lab, libvirt: DomainEvents, need: str, directory: Path) -> Sto
         guests = {host: c["guest"] for host, c in details.items()}
         listed = diamond.domains()
         started = {h: process_start(qemu_pid(domain)) for h, domain in guests.items()}
+        drain(taps, *captures.values())
     assert set(guests.values()) <= set(listed)
     on_taps = taps.packets()
     events = [e for e in diamond.events() if e["connection"] == connection]
@@ -188,7 +190,8 @@ STORIES = ("quick", "broad")
 
 
 @pytest.fixture(params=STORIES)
-def story(request: pytest.FixtureRequest) -> Story:
+def story(request: pytest.FixtureRequest, tier: str) -> Story:
+    """Depends on ``tier`` by name, because the story it looks up does."""
     found: Story = request.getfixturevalue(request.param)
     return found
 
