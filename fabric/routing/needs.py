@@ -6,6 +6,7 @@ Owns: these constants. May import: nothing (it runs in the guest).
 from __future__ import annotations
 
 SHORTEST, LOW_LATENCY, WIDE, RELIABLE = 0, 1, 2, 3
+DISJOINT, DISPERSE, FLOOD, SOURCE, DEFLECT, BOUNDED, AVOID = range(4, 11)
 """Ids of the built-in protocols, as they stand in every packet."""
 
 PROTOCOL_NAMES = {
@@ -13,6 +14,13 @@ PROTOCOL_NAMES = {
     LOW_LATENCY: "low-latency",
     WIDE: "wide",
     RELIABLE: "reliable",
+    DISJOINT: "disjoint",
+    DISPERSE: "disperse",
+    FLOOD: "flood",
+    SOURCE: "source",
+    DEFLECT: "deflect",
+    BOUNDED: "bounded",
+    AVOID: "avoid",
 }
 
 MAX_PROTOCOL = 255
@@ -26,6 +34,9 @@ NEEDS = {
     "low-latency": LOW_LATENCY,
     "bandwidth": WIDE,
     "reliable": RELIABLE,
+    "survivable": DISJOINT,
+    "dispersed": DISPERSE,
+    "bounded": BOUNDED,
 }
 """What an application may say it needs → the protocol that serves it."""
 
