@@ -91,12 +91,13 @@ def dscp_class(code: int) -> str | None:
     return None
 
 
-def protocol_id(name: str | int) -> int | None:
+def protocol_id(name: str | int, names: dict[int, str] = PROTOCOL_NAMES) -> int | None:
     """The id of a protocol given by name, number, or number as text; None when it is none of ours.
 
-    Numbers of the user's range are accepted: whether a table holds them is the table's matter.
+    ``names``: all protocols, the network's own ones included, where they are known. Numbers of the
+    user's range are accepted: whether a table holds them is the table's matter.
     """
-    for number, known in PROTOCOL_NAMES.items():
+    for number, known in names.items():
         if name == known:
             return number
     text = str(name)

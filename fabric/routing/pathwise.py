@@ -150,11 +150,16 @@ class FloodRows:
 
     @cached_property
     def _near(self) -> list[tuple[int, int, list[int]]]:
-        view = self.view
-        return [(node, at, view.tree_of(node).distance) for node, _, at in view.first]
+        """(neighbour, position of the link, its distances when nothing comes back through here)."""
+        view, known = self.view, dict[int, list[int]]()
+        for node, _, _ in view.first:
+            if node not in known:
+                tree = shortest_paths(view.arcs, node, view.first_of(node), view.root)
+                known[node] = tree.distance
+        return [(node, at, known[node]) for node, _, at in view.first]
 
     def row(self, goal: int) -> Row | None:
-        """All neighbours from where the destination can be reached."""
+        """All neighbours from where the destination can be reached without coming back."""
         view = self.view
         mine = view.tree.distance[goal]
         if not 0 < mine < FAR:

@@ -81,6 +81,9 @@ restores the order; sent to every neighbour, and every host eliminates duplicate
 
 PAYLOAD_IPV4 = 4
 PAYLOAD_IPV6 = 41
+PAYLOAD_OF_VERSION = {4: PAYLOAD_IPV4, 6: PAYLOAD_IPV6}
+"""IP version → payload type."""
+VERSION_OF_PAYLOAD = {PAYLOAD_IPV4: 4, PAYLOAD_IPV6: 6}
 PAYLOAD_ANNOUNCE = 253
 """IANA keeps 253 for experimentation; ours: a connection is coming, see fabric.host."""
 

@@ -139,17 +139,17 @@ def _within(definition: Definition, links: Sequence[Link]) -> bool:
 
 
 def floods_know_the_way(topology: Topology, tables: Tables) -> None:
-    """A copy through a neighbour needs one hop more than the neighbour."""
+    """A copy through a neighbour needs one hop more than the neighbour, without coming back."""
     for definition in topology.definitions.values():
         if definition.calculation != "flood":
             continue
-        within = reference.distances(topology, definition)
         for node, goal in reference.pairs(topology):
+            without = reference.graph(topology, definition)
+            without.remove_nodes_from([node])
             hops = {hop.interface: hop for hop in tables[node].lookup(goal, definition.id)}
             for end in topology.neighbours(node):
-                left = within[end.node].get(goal)
-                if left is None:
-                    assert end.interface not in hops
+                if nx.has_path(without, end.node, goal):
+                    left = nx.shortest_path_length(without, end.node, goal)
+                    assert hops[end.interface].metric == 1 + left
                 else:
-                    needs = 1 + reference.metric(definition, left)
-                    assert hops[end.interface].metric == needs
+                    assert end.interface not in hops
