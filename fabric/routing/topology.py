@@ -183,6 +183,11 @@ class Topology:
         return combined(self.protocols)
 
     @cached_property
+    def protocol_names(self) -> dict[int, str]:
+        """Protocol id → name."""
+        return {number: protocol.name for number, protocol in self.definitions.items()}
+
+    @cached_property
     def _owners(self) -> list[tuple[int, int, dict[int, int]]]:
         """(version, prefix length, network as integer → node), longest prefixes first."""
         tables: dict[tuple[int, int], dict[int, int]] = {}
