@@ -15,9 +15,7 @@ from fabric.routing.needs import PROTOCOL_NAMES
 from fabric.routing.policy_document import read_rules
 
 
-def load_policy(
-    path: Path | str, protocols: dict[int, str] = PROTOCOL_NAMES
-) -> dict[str, Any]:
+def load_policy(path: Path | str, protocols: dict[int, str] = PROTOCOL_NAMES) -> dict[str, Any]:
     """The policy document of a file, ready for ``Policy.from_json``.
 
     Raises ConfigError listing every mistake with file, line and key.
@@ -43,9 +41,7 @@ def check_policy(
     return document if isinstance(document, dict) else {}
 
 
-def read_policy(
-    section: Section, base: Path, protocols: dict[int, str]
-) -> dict[str, Any] | None:
+def read_policy(section: Section, base: Path, protocols: dict[int, str]) -> dict[str, Any] | None:
     """The ``policy`` of a lab or host: inline, or the name of a file relative to ``base``.
 
     None when there is none. Mistakes of the file are remembered beside those of the section.

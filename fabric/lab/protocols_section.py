@@ -122,4 +122,3 @@ def _node_ids(
         if name not in hosts:
             section.problem(key, f'host "{name}" is not defined {suggestion(name, hosts)}')
     return tuple(hosts.index(name) + 1 for name in names if name in hosts)
-

@@ -3,7 +3,7 @@
 Owns: the choice. May import: nothing (it runs in the guest).
 
 Every hop gets a score from a hash of the connection and itself, and the highest wins (highest
-random weight, RFC 2991 section 3.3). A connection thus keeps to one hop, connections spread evenly,
+random weight, RFC 2991). A connection thus keeps to one hop, connections spread evenly,
 and when a hop goes only its own connections move (RFC 2992 compares the alternatives). The node is
 hashed too: with one hash everywhere, the second relay would never use half of its choices.
 """

@@ -6,7 +6,7 @@ the host.
 The terms are those of IGP Flexible Algorithm (RFC 9350): a metric type, a calculation type, and
 constraints on links by their affinities; the limits on a link's bandwidth and delay are those of
 RFC 9843. Definitions travel with the topology, because hosts that forward by different ones would
-not agree on the way (RFC 9350 section 5). The built-in protocols are definitions like any other.
+not agree on the way (RFC 9350). The built-in protocols are definitions like any other.
 """
 
 from __future__ import annotations

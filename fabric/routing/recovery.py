@@ -36,9 +36,8 @@ class Seen:
         self._accepted_at = 0
 
     def fresh(self, sequence: int, now_us: int) -> bool:
-        """True for the first packet with that number; the vector recovery algorithm of 802.1CB
-        section 7.4.3.4, except that a leap forward is believed: numbers are 64 bits long and never
-        come round."""
+        """True for the first packet with that number: 802.1CB's vector recovery algorithm, except
+        that a leap forward is believed, as numbers are 64 bits long and never come round."""
         ahead = sequence - self._highest
         if ahead > 0 or now_us - self._accepted_at > RESET_US:
             near = 0 < ahead < WINDOW

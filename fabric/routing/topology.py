@@ -182,6 +182,14 @@ class Topology:
         """All protocols by ascending id: the built-in ones, and this network's own."""
         return combined(self.protocols)
 
+    def protocol(self, number: int) -> Definition:
+        """Raises NameUnknown, listing the known ones."""
+        found = self.definitions.get(number)
+        if found is None:
+            known = ", ".join(f"{each.id} {each.name}" for each in self.definitions.values())
+            raise NameUnknown(f"no protocol {number}", cure=f"protocols: {known}")
+        return found
+
     @cached_property
     def protocol_names(self) -> dict[int, str]:
         """Protocol id → name."""

@@ -21,7 +21,7 @@ LOSS_UNITS = 10**9
 """Integer steps per unit of -ln(1 - loss). Sums of floats depend on their order, and hosts that sum
 the same path in opposite directions must agree on what is equal."""
 REFERENCE_BPS = 10**12
-"""Bit/s that count 1 with metric ``bandwidth`` (RFC 9843 section 4: the reference bandwidth)."""
+"""Bit/s that count 1 with metric ``bandwidth`` (RFC 9843: the reference bandwidth)."""
 
 
 def bandwidth_of(link: Link) -> int:
@@ -49,7 +49,7 @@ _WEIGHTS: dict[str, Callable[[Link], int]] = {
 def link_exclusion(definition: Definition, link: Link) -> str:
     """The constraint that keeps a link out, in words; empty when none does.
 
-    The order is that of RFC 9350 section 13, then RFC 9843 section 5.
+    The order is that of RFC 9350 section 13, with RFC 9843's limits behind.
     """
     d, has = definition, set(link.affinities)
     if shut := has & set(d.exclude_any):

@@ -67,6 +67,14 @@ class WidestRows:
         metric = 0 if width == UNLIMITED else width
         return row(metric, hops, self._alternate(goal, width, hops), [])
 
+    def width(self, goal: int) -> int:
+        """The largest bottleneck to ``goal``; 0: out of reach."""
+        return self._reach[goal]
+
+    def width_from(self, node: int, goal: int) -> int:
+        """The same from another node."""
+        return self._widths_of(node)[goal]
+
     def _level(self, width: int) -> View:
         """Only links of at least ``width``."""
         found = self._levels.get(width)

@@ -14,23 +14,11 @@ from fabric.lab.topology_file import load_topology
 from fabric.routing.definitions import Definition
 from fabric.routing.needs import LOW_LATENCY, RELIABLE, SHORTEST, WIDE
 from fabric.routing.protocols import by_name, compute_table
-from fabric.routing.topology import Link, Node, Topology
+from fabric.routing.topology import Link, Topology
+from tests.unit.graph_samples import build
 
 ROOT = Path(__file__).resolve().parents[2]
 MBIT = 1_000_000
-
-
-def build(count: int, *links: Link) -> Topology:
-    """Nodes 1 … count, links with interface ids and addresses filled in."""
-    used = dict.fromkeys(range(1, count + 1), 0)
-    placed = []
-    for number, link in enumerate(links):
-        used[link.a] += 1
-        used[link.b] += 1
-        values = {**link.__dict__, "a_interface": used[link.a], "b_interface": used[link.b]}
-        values |= {"a_address": f"172.31.0.{2 * number}", "b_address": f"172.31.0.{2 * number + 1}"}
-        placed.append(Link(**values))
-    return Topology(tuple(Node(n, f"n{n}") for n in used), tuple(placed))
 
 
 def path(topology: Topology, start: int, goal: int, protocol: int) -> list[int]:
