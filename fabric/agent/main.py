@@ -147,7 +147,10 @@ class Agent:
 
     def _on_timer(self) -> None:
         if self._session is not None:
-            actions = self._session.forwarder.handle_timer(self._clock.now_us())
+            now = self._clock.now_us()
+            actions = self._session.forwarder.handle_timer(now)
+            if actions.deliveries:
+                self._perform(self._session, actions, now)
             if actions.report:
                 self._report(self._session)
         if self._channel_mask == 0:

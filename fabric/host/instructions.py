@@ -36,6 +36,8 @@ def instructions(
     """What the agent of guest number ``guest`` is told about itself, its connection, its host.
     ``first``: inner packets it is to send on at once."""
     ingress = connection.role is Role.INGRESS
+    # The connection's own rows; all of them where its far end is left to the agent to find.
+    ends = (connection.source_node, connection.destination_node)
     return Configure(
         connection=connection.id,
         lab=config.lab,
@@ -47,7 +49,7 @@ def instructions(
         policy=config.policy if ingress else None,
         protocol=None if ingress else connection.protocol,
         flow=connection.flow.to_json() if connection.flow else None,
-        table=table.to_json(),
+        table=table.to_json(ends if connection.destination_node else None),
         prefixes=[[prefix, node.id] for node in topology.nodes for prefix in node.prefixes],
         interfaces={hop.address: hop.interface for hop in topology.neighbours(config.node)},
         port=config.port,

@@ -43,7 +43,7 @@ from fabric.host.orchestrator import Orchestrator
 from fabric.host.template import Ingredients, TemplateStore
 from fabric.host.views import Status
 from fabric.routing.policy import Policy
-from fabric.routing.protocols import PROTOCOLS, compute_table
+from fabric.routing.protocols import compute_table
 from fabric.routing.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ async def serve(config: HostConfig) -> None:
         stack.callback(hypervisor.close)
         datapath = stack.enter_context(KernelDatapath(config, topology))
         bundle = build_bundle(compiler=compiler_for(image))
-        policy = Policy.from_json(config.policy)
+        policy = Policy.from_json(config.policy, topology.protocol_names)
         tiers = {config.tier, *policy.tiers()} if config.spawning else {"cold"}
         templates = None
         if tiers != {"cold"}:
@@ -216,7 +216,7 @@ def _status(
         kept_ready=manager.kept_ready(),
         acceleration=asdict(acceleration),
         limits=asdict(config.limits),
-        protocols=[protocol.name for protocol in PROTOCOLS.values()],
+        protocols=list(orchestrator.topology.protocol_names.values()),
         overlay_addresses=list(config.overlay_addresses),
         refused_packets=datapath.refused(),
     )

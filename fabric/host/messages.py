@@ -14,7 +14,6 @@ from fabric.host.connections import Connection, ConnectionTable, State
 from fabric.host.events import EventLog, iso
 from fabric.host.guests import Guest
 from fabric.host.ports import Clock
-from fabric.routing.protocols import PROTOCOLS
 from fabric.routing.topology import Topology
 from fabric.wire.control import AgentEvent, Align, ClockReading, Counters, Query, Traces
 from fabric.wire.packet import FLAG_REPLY, Packet
@@ -100,12 +99,12 @@ class GuestMessages:
     def trace_view(self, connection: Connection, packet: Packet) -> dict[str, Any]:
         """One packet's trace as the API gives it."""
         header = packet.header
-        known = PROTOCOLS.get(header.protocol)
+        known = self._topology.protocol_names
         name = self._topology.name_of
         return {
             "connection": connection.label,
             "protocol": header.protocol,
-            "protocol_name": known.name if known else str(header.protocol),
+            "protocol_name": known.get(header.protocol, str(header.protocol)),
             "source": name(header.source),
             "destination": name(header.destination),
             "sequence": header.sequence,

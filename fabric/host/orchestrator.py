@@ -23,8 +23,8 @@ from fabric.host.identity import GuestIdentity
 from fabric.host.instructions import announced_flow, announcement, instructions, wrapped_refusal
 from fabric.host.messages import GuestMessages
 from fabric.host.ports import Clock, Datapath, Guests
+from fabric.routing.choice import choose
 from fabric.routing.policy import ApplicationFacts, Policy, select
-from fabric.routing.protocols import PROTOCOLS
 from fabric.routing.table import ForwardingTable
 from fabric.routing.topology import Topology
 from fabric.wire.control import Configure, InstallTable
@@ -204,7 +204,7 @@ class Orchestrator:
         ends = (header.source, header.destination)
         source, destination = ends[::-1] if header.flags & FLAG_REPLY else ends
         here = destination == self.config.node
-        known = PROTOCOLS.get(header.protocol)
+        known = self.topology.protocol_names
         return Connection(
             id=header.connection,
             role=Role.EGRESS if here else Role.TRANSIT,
@@ -213,7 +213,7 @@ class Orchestrator:
             requested_at_us=self.clock.unix_us(),
             flow=flow,
             protocol=header.protocol,
-            protocol_name=known.name if known else str(header.protocol),
+            protocol_name=known.get(header.protocol, str(header.protocol)),
             reason="carried in the packet",
         )
 
@@ -227,7 +227,7 @@ class Orchestrator:
         hops = self.table.lookup(connection.destination_node, protocol)
         if not hops:
             return
-        hop = hops[connection.id % len(hops)]
+        hop = choose(hops, connection.id, self.config.node)
         self._datapath.send(announcement(connection, hop_limit), hop.address)
         self.events.emit("announced", connection.label, next_hop=self._name(hop.node))
 
@@ -381,7 +381,8 @@ class Orchestrator:
         self.table = table
         for connection in self.connections:
             if connection.guest is not None:
-                connection.guest.send(InstallTable(table=table.to_json()))
+                ends = (connection.source_node, connection.destination_node)
+                connection.guest.send(InstallTable(table=table.to_json(ends)))
         self.events.emit("table-installed", version=table.version)
 
     async def close(self) -> None:

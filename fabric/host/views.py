@@ -14,7 +14,7 @@ from fabric.host.connections import Connection
 from fabric.host.events import iso
 from fabric.host.guests import Guest
 from fabric.host.orchestrator import Orchestrator
-from fabric.routing.protocols import PROTOCOLS
+from fabric.routing.choice import choose
 from fabric.routing.topology import Topology
 
 
@@ -153,8 +153,7 @@ def routes(orchestrator: Orchestrator, protocol: str = "") -> list[Route]:
     table, topology = orchestrator.table, orchestrator.topology
     found = []
     for (destination, number), hops in sorted(table.entries.items()):
-        known = PROTOCOLS.get(number)
-        name = known.name if known else str(number)
+        name = topology.protocol_names.get(number, str(number))
         if protocol and protocol != name:
             continue
         found.append(
@@ -176,7 +175,7 @@ def explanation(connection: Connection, orchestrator: Orchestrator) -> Explanati
     protocol = connection.protocol
     toward = connection.destination_node
     hops = () if protocol is None else table.lookup(toward, protocol)
-    chosen = hops[connection.id % len(hops)] if hops else None
+    chosen = choose(hops, connection.id, table.node) if hops else None
     return Explanation(
         connection=connection.label,
         host=orchestrator.config.host,
