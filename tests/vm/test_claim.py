@@ -21,7 +21,17 @@ from typing import Any
 import pytest
 
 from tests.vm.conftest import lab
-from tests.vm.lab import ROOT, Capture, Lab, Seen, interfaces, process_start, qemu_pid, wait_for
+from tests.vm.lab import (
+    ROOT,
+    WEB_SERVER,
+    Capture,
+    Lab,
+    Seen,
+    interfaces,
+    process_start,
+    qemu_pid,
+    wait_for,
+)
 
 HOSTS = ("h1", "h2", "h3", "h4")
 CONTENT = os.urandom(300_000)
@@ -63,7 +73,7 @@ def web(diamond: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     directory = tmp_path_factory.mktemp("www")
     (directory / "file").write_bytes(CONTENT)
     (directory / "large").write_bytes(LARGE)
-    command = ("python3", "-m", "http.server", "8100", "--directory", str(directory))
+    command = (str(WEB_SERVER), "8100", str(directory))
     with diamond.server("h4", *command, ready=diamond.listens("h4", 8100)):
         yield
 
