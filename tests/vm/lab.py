@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[2]
 FABRIC = ROOT / ".venv/bin/fabric"
+WEB_SERVER = ROOT / "examples/web_server.py"
 T = TypeVar("T")
 
 
