@@ -49,6 +49,7 @@ class Session:
             protocol=protocol,
             spawn_ms=max(0, now_us - message.requested_at_us) // 1000,
             interfaces=message.interfaces,
+            first_sequence=message.first_sequence,
         )
         return cls(Forwarder(config, ForwardingTable.from_json(message.table)), selection)
 

@@ -63,6 +63,8 @@ class ForwarderConfig(Fact):
     interfaces: dict[str, int] = {}  # noqa: RUF012 - a fact is never mutated
     """Underlay address of a neighbour → our interface id towards it."""
     hop_limit: int = DEFAULT_HOP_LIMIT
+    first_sequence: int = 1
+    """Of the packets encapsulated here."""
 
 
 class Forwarder:
@@ -73,7 +75,7 @@ class Forwarder:
         self.protocol = config.protocol
         self._ledger = Ledger()
         self._tcp = TcpLiveness()
-        self._sequence = 0
+        self._sequence = config.first_sequence - 1
         self._next_hops: dict[tuple[int, int], NextHop | None] = {}
         self.install(table)
 
@@ -88,6 +90,11 @@ class Forwarder:
     def counters(self) -> dict[str, int]:
         """Sums since the start; see docs/wire-format.md for the names."""
         return self._ledger.counters
+
+    @property
+    def table_version(self) -> int:
+        """Of the table in use."""
+        return self._table.version
 
     @property
     def last_activity_us(self) -> int:
