@@ -28,6 +28,7 @@ from fabric.wire.inner import FiveTuple
 MISS_DEVICE = "fabric0"
 """The TUN that overlay routes lead to; its egress hook is where known flows turn off."""
 
+_NEXT_HOP_V6 = "fe80::fab:"
 _TABLES = ("netdev fabric", "ip fabric", "inet fabric")
 _FLOW_MAPS = {
     (4, False): "flows4",
@@ -76,7 +77,7 @@ class SteeringConfig:
 
 def next_hop_v6(index: int) -> str:
     """IPv6 next hop of a guest: exists only as a neighbour entry, the guest does not know it."""
-    return f"fe80::fab:{index:x}"
+    return f"{_NEXT_HOP_V6}{index:x}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,10 @@ class Steering(Protocol):
         """These come to the orchestrator again."""
 
     def entries(self) -> Entries:
-        """What is steered now."""
+        """What is steered now. Raises NameUnknown when the rules are gone."""
+
+    def neighbours(self) -> Mapping[int, str]:
+        """Guests that are reachable: index → MAC."""
 
     def remove(self) -> None:
         """Take every rule and neighbour away."""
@@ -131,9 +135,7 @@ class NftSteering:
     def install(self) -> None:
         """Needs the miss device to exist: its egress hook hangs on it (and goes with it)."""
         self._nftables.run(ruleset(self._config))
-        current = self.entries()
-        self._flows = dict(current.flows)
-        self._connections = dict(current.connections)
+        self.entries()
 
     def add_guest(self, index: int, mac: str) -> None:
         interface = self._config.guest_interface
@@ -171,14 +173,29 @@ class NftSteering:
             self._connections.pop(number, None)
 
     def entries(self) -> Entries:
-        """Read back from the kernel."""
+        """Read back from the kernel; also corrects what we took for being there."""
         flows: dict[FiveTuple, int] = {}
         for (version, echo), name in _FLOW_MAPS.items():
             for key, value in self._nftables.list_map("netdev", "fabric", name):
                 flows[_flow_of(version, echo, key)] = self._guest_of(value)
         found = self._nftables.list_map("ip", "fabric", "connections")
         connections = {_integer(key[0]): self._guest_of(value) for key, value in found}
+        self._flows, self._connections = dict(flows), dict(connections)
         return Entries(flows, connections)
+
+    def neighbours(self) -> dict[int, str]:
+        """Read back from the kernel; a guest of which only half is there has an empty MAC."""
+        subnet = ipaddress.IPv4Network(self._config.guest_subnet)
+        halves: dict[int, list[str]] = {}
+        for address, mac in self._netlink.list_neighbours(self._config.guest_interface).items():
+            if address.startswith(_NEXT_HOP_V6) or (
+                ":" not in address and ipaddress.IPv4Address(address) in subnet
+            ):
+                halves.setdefault(self._guest_of(address), []).append(mac)
+        return {
+            index: macs[0] if len(macs) == 2 and macs[0] == macs[1] else ""
+            for index, macs in halves.items()
+        }
 
     def remove(self) -> None:
         for table in _TABLES:
@@ -191,11 +208,8 @@ class NftSteering:
         interface = self._config.guest_interface
         if not self._netlink.exists(interface):
             return
-        subnet = ipaddress.IPv4Network(self._config.guest_subnet)
-        for address in self._netlink.list_neighbours(interface):
-            ours = address.startswith("fe80::fab:")
-            if ours or (":" not in address and ipaddress.IPv4Address(address) in subnet):
-                self._netlink.delete_neighbour(interface, address)
+        for index in self.neighbours():
+            self.remove_guest(index)
 
     def _deletions(self, flows: Iterable[FiveTuple], connections: Iterable[int]) -> list[str]:
         known = [flow for flow in dict.fromkeys(flows) if flow in self._flows]

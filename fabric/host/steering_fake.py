@@ -51,7 +51,12 @@ class FakeSteering:
             self.connections.pop(number, None)
 
     def entries(self) -> Entries:
+        if not self.installed:
+            raise NameUnknown("steering is not installed")
         return Entries(dict(self.flows), dict(self.connections))
+
+    def neighbours(self) -> dict[int, str]:
+        return dict(self.guests)
 
     def remove(self) -> None:
         self.installed = False
