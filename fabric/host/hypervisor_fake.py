@@ -121,6 +121,7 @@ class FakeHypervisor:
                     mark.connection,
                     True,
                     mark.created_us / 1e6,
+                    self.uuids.get(name, ""),
                 )
                 for name, mark in sorted(self.domains.items())
                 if mark and lab in (None, mark.lab) and host in (None, mark.host)
