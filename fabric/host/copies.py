@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from fabric.errors import GuestFault
 from fabric.host.domain_xml import DomainSpec, MemoryFile
+from fabric.host.faults import Step
 from fabric.host.guest import Guest, phase, underlay_mtu, unless_lost
 from fabric.host.host_key import HostKey
 from fabric.host.lifecycle import GuestEvent
@@ -66,6 +67,7 @@ class Copier:
             self.keeper.failed(template, exc.message)
             raise
         guest.advance(GuestEvent.ARMED)
+        self.steps.hooks.step(Step.ARMED)
 
     async def wake(self, guest: Guest, instruct: Instruct | None = None) -> None:
         """PREPARED → CONFIGURING; with instructions, ready for its connection. Raises
@@ -86,8 +88,10 @@ class Copier:
             channel.send(self._identify(guest))
             if instruct is not None:
                 channel.send(instruct(guest.identity))
+                steps.hooks.step(Step.CONFIGURED)
             await steps.blocking(steps.hypervisor.wake, guest.name)
         guest.advance(GuestEvent.RESUMED)
+        steps.hooks.step(Step.RESUMED)
         steps.hooks.emit("guest-resumed", guest, resumed_at_us=time.time_ns() // 1000)
         asyncio.get_running_loop().call_later(COPY_DEADLINE, self._miss, guest)
         if instruct is None:

@@ -158,6 +158,11 @@ class FakeHypervisor:
         for watcher in tuple(self._watchers):
             watcher(DomainEvent.STOPPED, name, identifier)
 
+    def tell_reconnected(self) -> None:
+        """The daemon was away; what happened meanwhile goes unreported."""
+        for watcher in tuple(self._watchers):
+            watcher(DomainEvent.RECONNECTED, "", "")
+
     def _tell(self, event: DomainEvent, name: str) -> None:
         for watcher in tuple(self._watchers):
             watcher(event, name, self.uuids.get(name, ""))

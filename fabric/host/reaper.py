@@ -102,6 +102,8 @@ class Known:
     """Local flow → connection id, of established connections."""
     neighbours: Mapping[int, str]
     """Slot → MAC."""
+    live: Set[int] = frozenset()
+    """Ids of all connections, held ones included: those keep the record they have."""
 
 
 def due(observed: Observed, before: Known, after: Known) -> list[Action]:
@@ -174,8 +176,8 @@ def _neighbours(observed: Observed, known: Known) -> Iterator[Action]:
 
 
 def _files(observed: Observed, known: Known) -> Iterator[Action]:
-    for number in sorted(observed.records - known.established.keys()):
-        why = "the connection is not established"
+    for number in sorted(observed.records - known.live):
+        why = "there is no such connection"
         yield Action(Verb.FORGET, f"record of {number:016x}", why, number)
     for number in sorted(known.established.keys() - observed.records):
         yield Action(Verb.RECORD, f"record of {number:016x}", "there is none", number)

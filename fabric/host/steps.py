@@ -19,10 +19,10 @@ from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
 from fabric.host.domain_xml import DomainSpec, render
 from fabric.host.domains import DomainHandle, Hypervisor
+from fabric.host.faults import OnStep, Step
 from fabric.host.guest import Accelerator, Guest, Image, blueprint
 from fabric.host.identity import GuestIdentity
-from fabric.host.journal import Journal
-from fabric.host.leftovers import GUEST_KIND
+from fabric.host.journal import GUEST_KIND, Journal
 from fabric.host.lifecycle import GuestEvent, GuestState
 from fabric.host.provision import Provisioner
 
@@ -47,6 +47,7 @@ class Hooks:
     attach: Callable[[GuestIdentity], None]
     listen: Callable[[Guest, Channel], Coroutine[Any, Any, None]]
     lost: Callable[[Guest, str], None]
+    step: OnStep
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Steps:
         identity = guest.identity
         self.hooks.emit("guest-spawning", guest, index=guest.index, address=identity.address)
         self.hooks.attach(identity)
+        self.hooks.step(Step.ATTACHED)
         work = self.blocking(self._create_domain, guest, change, paused)
         guest.creation = asyncio.ensure_future(work)
         # Shielded: a creation under way cannot be taken back, so destruction waits for its end.
@@ -90,20 +92,25 @@ class Steps:
             pid=handle.pid,
             started_at_us=round(handle.started_at * 1e6),
         )
+        self.hooks.step(Step.STARTED)
 
     def _create_domain(self, guest: Guest, change: Change, paused: bool) -> DomainHandle:
         """In a thread. Ownership is written first, then comes what is owned."""
         identity = guest.identity
         self.journal.intend(GUEST_KIND, guest.name, connection=f"{guest.connection:016x}")
+        self.hooks.step(Step.INTENDED)
         identity.channel.unlink(missing_ok=True)
         plan = change(blueprint(guest, self.config, self.image, self.acceleration))
-        return self.hypervisor.create(render(plan), paused=paused)
+        handle = self.hypervisor.create(render(plan), paused=paused)
+        self.hooks.step(Step.CREATED)
+        return handle
 
     async def join(self, guest: Guest) -> Channel:
         """Connect to the agent's channel and listen from now on. Raises AgentLost."""
         channel = await Channel.connect(guest.identity.channel, CHANNEL_DEADLINE)
         guest.channel = channel
         guest.listening = asyncio.create_task(self.hooks.listen(guest, channel))
+        self.hooks.step(Step.JOINED)
         return channel
 
     async def word(self, guest: Guest, said: asyncio.Future[_T], deadline: float) -> _T:

@@ -44,6 +44,8 @@ HELD_UP = 3.0
 """Seconds between two ticks (one a second) from which on it was this process that did not run: the
 time in between says nothing about the agents."""
 
+_AWAKE = (GuestState.RUNNING, GuestState.WARM)
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -139,11 +141,12 @@ class AgentWatch:
 
     def tick(self) -> None:
         """Call once a second."""
-        running = [g for g in self._guests.guests() if g.state is GuestState.RUNNING]
+        running = [g for g in self._guests.guests() if g.state in _AWAKE]
         ask, silent = self._vigil.tick(running, self._clock.monotonic())
         for guest in ask:
             try:
-                guest.send(Query(what="identity"))
+                if guest.channel is not None:
+                    guest.channel.send(Query(what="identity"))
             except (AgentLost, OSError) as exc:
                 why = exc.message if isinstance(exc, FabricError) else str(exc)
                 self._guests.lose(guest, why)

@@ -19,6 +19,7 @@ KNOWN = Known(
     established={ID: 3},
     flows={FLOW: ID},
     neighbours={3: MAC},
+    live=frozenset({ID}),
 )
 OBSERVED = Observed(
     domains={NAME: "uuid"},
@@ -90,10 +91,16 @@ def test_a_relays_connection_has_no_flow_to_steer() -> None:
 
 
 def test_a_flow_taken_over_by_a_newer_connection_leads_to_its_guest() -> None:
-    known = replace(KNOWN, established={ID: 3, 7: 4}, flows={FLOW: 7})
+    known = replace(KNOWN, established={ID: 3, 7: 4}, flows={FLOW: 7}, live=frozenset({ID, 7}))
     seen = replace(OBSERVED, connections={ID: 3, 7: 4}, records=frozenset({ID, 7}))
     assert verbs(seen, known) == [(Verb.STEER, 7)]
     assert verbs(replace(seen, flows={FLOW: 4}), known) == []
+
+
+def test_a_connection_that_waits_for_another_guest_keeps_its_record() -> None:
+    waiting = replace(KNOWN, established={}, flows={})
+    found = replace(OBSERVED, flows={}, connections={})
+    assert verbs(found, waiting) == []
 
 
 def test_of_a_host_that_knows_nothing_everything_goes() -> None:
