@@ -286,6 +286,10 @@ class Orchestrator:
         except GuestFault as exc:
             self._give_up(connection, str(exc))
             return
+        except Exception:
+            # A defect: it is reported, but the application must not wait for ever because of it.
+            self._give_up(connection, "internal error")
+            raise
         if connection.state is State.CLOSED:
             await self._guests.destroy(guest)
             return

@@ -20,7 +20,7 @@ from fabric.host.config import HostConfig
 from fabric.host.domain_xml import DomainSpec, render
 from fabric.host.domains import DomainHandle, Hypervisor
 from fabric.host.faults import OnStep, Step
-from fabric.host.guest import Accelerator, Guest, Image, blueprint
+from fabric.host.guest import Accelerator, Guest, Image, blueprint, unless_lost
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import GUEST_KIND, Journal
 from fabric.host.lifecycle import GuestEvent, GuestState
@@ -107,7 +107,8 @@ class Steps:
 
     async def join(self, guest: Guest) -> Channel:
         """Connect to the agent's channel and listen from now on. Raises AgentLost."""
-        channel = await Channel.connect(guest.identity.channel, CHANNEL_DEADLINE)
+        connecting = Channel.connect(guest.identity.channel, CHANNEL_DEADLINE)
+        channel = await unless_lost(guest, connecting)
         guest.channel = channel
         guest.listening = asyncio.create_task(self.hooks.listen(guest, channel))
         self.hooks.step(Step.JOINED)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from fabric.errors import NameUnknown
+from fabric.errors import NameUnknown, ProvisionFailed
 from fabric.host.adoption import Inheritance
 from fabric.host.assembly import Host, Parts
 from fabric.host.bundle import Bundle
@@ -56,6 +57,8 @@ class LivingAgents(FakeAgents):
 
     def __init__(self) -> None:
         super().__init__()
+        self.homes: set[str] = set()
+        """Addresses of guests that exist."""
         self.serving: dict[str, Configure] = {}
         """Address → what the agent there was told."""
         self.dead: set[str] = set()
@@ -65,11 +68,13 @@ class LivingAgents(FakeAgents):
 
     async def serve(self, guest: GuestIdentity) -> None:
         await super().serve(guest)
+        self.homes.add(guest.address)
         self.serving.pop(guest.address, None)
         self.dead.discard(guest.address)
 
     def end(self, guest: GuestIdentity) -> None:
         """The QEMU of this guest is gone, and with it all its sockets."""
+        self.homes.discard(guest.address)
         if (server := self.servers.pop(guest.channel, None)) is not None:
             server.close()
         if (client := self.clients.pop(guest.address, None)) is not None:
@@ -100,12 +105,14 @@ class LivingAgents(FakeAgents):
         return words[what]
 
     async def reach(self, address: str, timeout: float) -> Any:
-        if address in self.unplugged:
-            self.unreachable += 1
+        if address in self.unplugged or address not in self.homes:
+            raise ProvisionFailed(f"{address}: nobody answers")
         return await super().reach(address, timeout)
 
     async def push(self, link: Any, timeout: float) -> None:
         address = self._address_of[link.fileno()]
+        if address not in self.homes:
+            raise ProvisionFailed(f"{address}: reset by peer")
         if address in self.dead:
             self._address_of.pop(link.fileno())
             link.close()
@@ -115,7 +122,11 @@ class LivingAgents(FakeAgents):
 
 
 class LivingHypervisor(ServingHypervisor):
-    """Its domains take their sockets with them."""
+    """Its domains take their sockets with them, and calls wait for a libvirtd that went away, as
+    those of :class:`fabric.host.hypervisor.LibvirtHypervisor` do."""
+
+    patience = 2.0
+    """Seconds."""
 
     def destroy(self, name: str) -> None:
         mark = self.domains.get(name)
@@ -131,6 +142,13 @@ class LivingHypervisor(ServingHypervisor):
         """libvirtd is up again; its domains ran on."""
         self.down = False
         self.tell_reconnected()
+
+    def _answer(self) -> None:
+        for _ in range(int(self.patience / 0.01)):
+            if not self.down:
+                return
+            time.sleep(0.01)  # on one of the host's threads, never the loop's
+        super()._answer()
 
     def _end(self, mark: OwnerMark | None) -> None:
         if mark is not None:
