@@ -191,7 +191,7 @@ class TemplateStore:
             _share(draft.memory, 0o660)
         except OSError as exc:
             self.abandon(draft)
-            raise _translated(exc, self.directory) from exc
+            raise translated(exc, self.directory) from exc
         return draft
 
     def abandon(self, draft: Draft) -> None:
@@ -222,7 +222,7 @@ class TemplateStore:
             _remove(self._place)
             draft.directory.rename(self._place)
         except OSError as exc:
-            raise _translated(exc, self.directory) from exc
+            raise translated(exc, self.directory) from exc
         return Template(self._place, stamp)
 
 
@@ -356,7 +356,8 @@ def _is_locked(path: Path) -> bool:
         return False
 
 
-def _translated(exc: OSError, directory: Path) -> EnvironmentFault:
+def translated(exc: OSError, directory: Path) -> EnvironmentFault:
+    """The fabric error for one of the file system that templates are on."""
     if exc.errno == errno.ENOSPC:
         return NoSpace(f"{directory}: no room for a template", cure="free space on its tmpfs")
     return EnvironmentFault(f"{directory}: {exc}", cure="mend it; until then guests boot cold")
