@@ -21,6 +21,7 @@ from fabric.host.guest import Guest, unless_lost
 from fabric.host.identity import domain_name
 from fabric.host.journal import GUEST_KIND
 from fabric.host.lifecycle import GuestEvent, GuestState
+from fabric.host.ping import Ping
 from fabric.host.records import SavedConnection
 from fabric.host.steps import Steps
 from fabric.wire.control import Identity, Query
@@ -99,7 +100,8 @@ class Slots(Protocol):
 class Adopter:
     """Finds out which guests live and takes them over."""
 
-    def __init__(self, steps: Steps, slots: Slots) -> None:
+    def __init__(self, steps: Steps, slots: Slots, ping: Ping) -> None:
+        self._ping = ping
         self._steps = steps
         self._slots = slots
         self._deadline = ADOPTION_DEADLINES["kvm" if steps.acceleration.kind == "kvm" else "tcg"]
@@ -141,10 +143,11 @@ class Adopter:
         return Adopted(saved, guest, said.table_version)
 
     async def _prove(self, guest: Guest, saved: SavedConnection) -> Identity:
-        """Raises AgentLost, ProvisionFailed."""
+        """Raises AgentLost."""
         steps = self._steps
         guest.uuid, guest.tier = saved.guest.uuid, saved.guest.tier
         guest.phases = dict(saved.guest.phases)
+        guest.host_key = saved.guest.key()
         steps.hooks.attach(guest.identity)
         if not guest.identity.channel.exists():
             raise AgentLost(f"{guest.name}: its control channel is gone")
@@ -159,7 +162,6 @@ class Adopter:
                 f"{guest.name}: its agent serves {said.connection:016x} by protocol {said.protocol}"
             )
         # The channel goes through QEMU alone. Packets take the bridge, which may be a new one.
-        reached = steps.provisioner.reach(guest.identity.address, self._deadline)
-        (await unless_lost(guest, reached)).close()
+        await unless_lost(guest, self._ping(guest.identity.address, self._deadline))
         guest.expect(GuestState.REQUESTED)
         return said

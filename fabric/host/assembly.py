@@ -27,6 +27,7 @@ from fabric.host.housekeeping import House, Housekeeper, KernelState
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
 from fabric.host.orchestrator import Orchestrator
+from fabric.host.ping import Ping, ping
 from fabric.host.ports import Clock, Datapath
 from fabric.host.process import boot_id
 from fabric.host.provision import Provisioner
@@ -66,6 +67,7 @@ class Parts:
     """Tiers guests are kept ready for."""
     provisioner: Provisioner | None = None
     """None: SSH."""
+    ping: Ping = ping
     on_step: OnStep = pass_by
 
 
@@ -83,6 +85,7 @@ class Host:
             journal=journal,
             templates=parts.templates,
             pooled=parts.pooled,
+            ping=parts.ping,
         )
         self._records = Records(config.host_dir / "connections", boot_id())
         succession = Succession(self._records, parts.events)

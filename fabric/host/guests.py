@@ -47,6 +47,7 @@ from fabric.host.guest import (
 from fabric.host.identity import GuestIdentity, slot_of
 from fabric.host.journal import GUEST_KIND, Journal
 from fabric.host.lifecycle import GuestEvent, GuestState
+from fabric.host.ping import Ping, ping
 from fabric.host.provision import Provisioner, SshKeys, SshProvisioner
 from fabric.host.records import SavedConnection
 from fabric.host.steps import Hooks, Steps
@@ -99,6 +100,7 @@ class GuestManager:
         boots: int | None = None,
         templates: TemplateStore | None = None,
         pooled: tuple[str, ...] = (),
+        ping: Ping = ping,
     ) -> None:
         """``templates``: None means that guests only boot; ``pooled``: the tiers guests are kept
         ready for."""
@@ -111,6 +113,7 @@ class GuestManager:
         self.on_step: OnStep = pass_by
         self._config = config
         self._hypervisor = hypervisor
+        self._ping = ping
         self._journal = journal or Journal(config.host_dir / "journal.jsonl")
         threads = THREADS_PER_CPU * (os.cpu_count() or 1)
         self._makers = ThreadPoolExecutor(threads, "fabric-spawn")
@@ -165,7 +168,7 @@ class GuestManager:
             self._loop = asyncio.get_running_loop()
             self._journal.open()
             await self._blocking(self._hypervisor.watch, self._on_domain_event)
-            inheritance = await Adopter(self._steps, self).take_over(saved)
+            inheritance = await Adopter(self._steps, self, self._ping).take_over(saved)
             self._started = True
             self._supply.start()
             return inheritance

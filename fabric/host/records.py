@@ -1,7 +1,7 @@
 """What is known of the established connections, kept for an orchestrator that comes after this one.
 
 Owns: one small file per connection, ``connections/ID.json`` in the host's directory. May import:
-errors, routing, wire, host.connections, host.identity.
+errors, routing, wire, host.connections, host.host_key.
 
 A record appears before its connection is steered and goes after it was unsteered, each time whole
 by one rename. Nothing is synced: a record is of no use after the machine's next boot, so it names
@@ -16,12 +16,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fabric.errors import EnvironmentFault, NoSpace
 from fabric.host.connections import Connection, Role
+from fabric.host.host_key import HostKey
 from fabric.routing.facts import ApplicationFacts
 from fabric.wire.inner import FiveTuple
+
+if TYPE_CHECKING:
+    from fabric.host.guest import Guest
 
 FORMAT = 1
 """Raised when a record's meaning changes: an older one is then as good as none."""
@@ -39,6 +43,17 @@ class SavedGuest:
     """Of the domain: its name is used again, this is not."""
     tier: str
     phases: Mapping[str, float] = field(default_factory=dict)
+    host_key: str = ""
+    """Hex of the public half of a copy's SSH key; empty: it has the image's."""
+
+    @classmethod
+    def of(cls, guest: Guest) -> Self:
+        key = guest.host_key.public.hex() if guest.host_key else ""
+        return cls(guest.index, guest.uuid, guest.tier, dict(guest.phases), key)
+
+    def key(self) -> HostKey | None:
+        """As much of the guest's key as its callers need."""
+        return HostKey(bytes.fromhex(self.host_key), b"") if self.host_key else None
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,7 @@ class SavedConnection:
         what would not restore is no record."""
         found = cls(**{**document, "guest": SavedGuest(**document["guest"])})
         found.restore()
+        found.guest.key()
         return found
 
 

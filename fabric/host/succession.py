@@ -26,9 +26,8 @@ class Succession:
         guest = connection.guest
         if self._records is None or guest is None:
             return
-        saved = SavedGuest(guest.index, guest.uuid, guest.tier, dict(guest.phases))
         try:
-            self._records.save(SavedConnection.of(connection, saved))
+            self._records.save(SavedConnection.of(connection, SavedGuest.of(guest)))
         except EnvironmentFault as exc:
             self._events.emit("record-failed", connection.label, reason=str(exc))
 

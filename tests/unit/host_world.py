@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from fabric.errors import NameUnknown, ProvisionFailed
+from fabric.errors import AgentLost, NameUnknown, ProvisionFailed
 from fabric.host.adoption import Inheritance
 from fabric.host.assembly import Host, Parts
 from fabric.host.bundle import Bundle
-from fabric.host.config import HostConfig
+from fabric.host.config import HostConfig, PoolConfig
 from fabric.host.connections import Connection, HeldPacket, State
 from fabric.host.domain_xml import OwnerMark
 from fabric.host.events import EventLog
@@ -105,9 +105,14 @@ class LivingAgents(FakeAgents):
         return words[what]
 
     async def reach(self, address: str, timeout: float) -> Any:
-        if address in self.unplugged or address not in self.homes:
+        if address not in self.homes:
             raise ProvisionFailed(f"{address}: nobody answers")
         return await super().reach(address, timeout)
+
+    async def ping(self, address: str, timeout: float) -> None:
+        """Implements :data:`fabric.host.ping.Ping`."""
+        if address in self.unplugged or address not in self.homes:
+            raise AgentLost(f"{address}: nobody answers")
 
     async def push(self, link: Any, timeout: float) -> None:
         address = self._address_of[link.fileno()]
@@ -250,7 +255,6 @@ class Machine:
     """What outlives an orchestrator."""
 
     config: HostConfig
-    tier: str
     agents: LivingAgents = field(default_factory=LivingAgents)
     steering: FakeSteering = field(default_factory=FakeSteering)
     clock: FakeClock = field(default_factory=FakeClock)
@@ -294,7 +298,7 @@ class Life:
         image = SampleImage(kernel=Path(config.run_dir) / "vmlinuz")
         image.kernel.write_bytes(bytes(1000))
         templates = None
-        if machine.tier == "template":
+        if config.tier != "cold":
             templates = TemplateStore(Path(config.template_dir), INGREDIENTS)
         self._older = asyncio.all_tasks()
         self.host = Host(
@@ -309,6 +313,8 @@ class Life:
                 clock=machine.clock,
                 find_facts=lambda flow, _packet: ApplicationFacts(flow=flow),
                 templates=templates,
+                pooled=(config.tier,),
+                ping=Wire(machine.agents, lambda: self.dead).ping,
                 provisioner=cast(Any, Wire(machine.agents, lambda: self.dead)),
                 on_step=self._step,
             )
@@ -322,8 +328,9 @@ class Life:
 
     async def start(self) -> Inheritance:
         inheritance = await self.host.start()
-        if self.machine.tier == "template":
+        if self.machine.config.tier != "cold":
             await until(lambda: "template-ready" in self.names())
+        await until(lambda: all(self.host.manager.kept_ready().values()))
         return inheritance
 
     def kill(self) -> None:
@@ -351,6 +358,10 @@ class Life:
 
     def told(self, name: str) -> list[dict[str, Any]]:
         return [event.fields for event in self.events.since(0) if event.name == name]
+
+    def connections_of(self, *names: str) -> list[str | None]:
+        """Labels of the connections events of these names tell of."""
+        return [event.connection for event in self.events.since(0) if event.name in names]
 
     def connections(self) -> list[Connection]:
         return list(self.host.orchestrator.connections)
@@ -381,10 +392,11 @@ async def machine(directory: Path, tier: str = "cold", **changes: Any) -> AsyncI
     config = HostConfig(
         lab="demo", host="h1", node=1, bridge="b", guest_interface="guests",
         overlay_addresses=("10.77.0.1/32",), overlay_prefixes=("10.77.0.0/16",),
+        tier=tier, pool=PoolConfig(minimum=1, maximum=1, memory_floor_mib=0),
         topology=TOPOLOGY.to_json(), run_dir=str(directory / "run"),
         template_dir=str(directory / "templates"), libvirt_uri="fake:///",
     )  # fmt: skip
-    made = Machine(replace(config, **changes), tier)
+    made = Machine(replace(config, **changes))
     Path(made.config.run_dir).mkdir(exist_ok=True)
     try:
         yield made

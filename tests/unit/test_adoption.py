@@ -89,22 +89,27 @@ async def end(made: Machine, life: Life) -> None:
     assert made.left() == []
 
 
-@pytest.mark.parametrize("tier", ["cold", "template"])
+@pytest.mark.parametrize("tier", ["cold", "template", "prepared", "warm"])
 def test_an_established_connection_survives(tmp_path: Path, tier: str) -> None:
     async def tell(made: Machine, life: Life) -> None:
         guest, (former,) = life.guest(), life.connections()
         before = made.steering.entries()
         made.delivered.clear()
+        key = guest.host_key
         life = await next_life(made, life)
+        assert (life.guest().host_key is None) == (key is None) == (tier == "cold")
         assert life.works() and made.steering.entries() == before
         (connection,) = life.connections()
+        number = connection.label
         assert (connection.id, connection.facts) == (former.id, former.facts)
         assert (connection.flow, connection.reason) == (former.flow, former.reason)
         assert (life.guest().name, life.guest().uuid) == (guest.name, guest.uuid)
         assert life.guest().state is GuestState.RUNNING and life.guest().tier == tier
         assert life.told("guest-adopted")[0]["digest"] == "digest"
         assert life.told("connection-adopted")[0]["guest"] == guest.name
-        assert "guest-spawning" not in life.names() and "guest-destroyed" not in life.names()
+        assert number not in life.connections_of(
+            "guest-spawning", "guest-destroyed", "guest-failed"
+        )
         life.miss(data(b"late"))
         assert made.delivered == [data(b"late")], "what slips past steering still gets there"
         await end(made, life)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host import adoption, guests, messages, tiers
+from fabric.host import adoption, copies, guests, messages, pool
 from fabric.host import guest as guest_module
 from fabric.host.connections import OPENING_PATIENCE
 from fabric.host.faults import Step
@@ -20,7 +20,9 @@ SPAWN = (
     Step.REACHED, Step.PUSHED, Step.GREETED, Step.CONFIGURED, Step.READY, Step.RELEASED,
     Step.RECORDED, Step.STEERED,
 )  # fmt: skip
-COPY = (Step.LOADED, Step.RESUMED, Step.IDENTIFIED)
+COPY = (Step.ARMED, Step.RESUMED)
+KEPT_READY = {"prepared": (Step.CONFIGURED, Step.RESUMED, Step.READY), "warm": (Step.CONFIGURED,)}
+"""Steps of a request that is served out of a pool."""
 TEARDOWN = (
     Step.UNSTEERED, Step.FORGOTTEN, Step.ENDING, Step.DESTROYED, Step.DISOWNED, Step.DETACHED,
 )  # fmt: skip
@@ -57,7 +59,8 @@ def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(guest_module.AGENT_DEADLINES, "tcg", 0.1)
     monkeypatch.setattr(guests, "RETRY_DESTROY", 0.02)
     monkeypatch.setattr(messages, "ANSWER_DEADLINE", 0.05)
-    monkeypatch.setattr(tiers, "CLONE_DEADLINE", 0.1)
+    monkeypatch.setattr(copies, "COPY_DEADLINE", 0.1)
+    monkeypatch.setattr(pool, "RETRY", 0.05)
 
 
 def strike_at(life: Life, step: Step, victim: Victim) -> asyncio.Event:
@@ -104,12 +107,22 @@ def story(directory: Path, tell: Callable[[Machine], Awaitable[None]], tier: str
 
 
 def names(something: object) -> str:
-    return something.value if isinstance(something, Step) else getattr(something, "__name__", "")
+    if isinstance(something, Step):
+        return str(something.value)
+    return something if isinstance(something, str) else getattr(something, "__name__", "")
 
 
 @pytest.mark.parametrize("victim", VICTIMS, ids=names)
-@pytest.mark.parametrize("step", [*SPAWN, *COPY], ids=names)
-def test_killed_at_a_step_of_a_spawn(tmp_path: Path, step: Step, victim: Victim) -> None:
+@pytest.mark.parametrize(
+    ("tier", "step"),
+    [
+        *(("cold", step) for step in SPAWN),
+        *(("template", step) for step in COPY),
+        *((tier, step) for tier, steps in KEPT_READY.items() for step in steps),
+    ],
+    ids=names,
+)
+def test_killed_at_a_step_of_a_spawn(tmp_path: Path, tier: str, step: Step, victim: Victim) -> None:
     async def tell(made: Machine) -> None:
         life = Life(made)
         await life.start()
@@ -122,13 +135,14 @@ def test_killed_at_a_step_of_a_spawn(tmp_path: Path, step: Step, victim: Victim)
         await in_order(made, life)
         await life.host.close()
 
-    story(tmp_path, tell, "template" if step in COPY else "cold")
+    story(tmp_path, tell, tier)
 
 
 async def in_order(made: Machine, life: Life) -> None:
     """Whatever failed is gone, and nothing differs from what is known."""
-    await until(lambda: list(made.hypervisor.domains) == [life.guest().name])
-    await until(lambda: life.host.manager.alive() == 1)
+    manager = life.host.manager
+    await until(lambda: manager.alive() == 1 and all(manager.kept_ready().values()))
+    await until(lambda: set(made.hypervisor.domains) == {g.name for g in manager.guests()})
     assert await life.host.housekeeper.run() == []
     assert life.works()
 

@@ -15,7 +15,7 @@ from fabric.routing.policy import ApplicationFacts
 from fabric.wire.inner import FiveTuple
 
 FLOW = FiveTuple(4, 6, "10.77.0.1", 40000, "10.77.0.3", 80)
-GUEST = SavedGuest(3, "uuid", "cold", {"total_ms": 12.5})
+GUEST = SavedGuest(3, "uuid", "cold", {"total_ms": 12.5}, "ab" * 32)
 
 
 def connection(number: int = 0x1_0000_0001) -> Connection:
@@ -49,6 +49,8 @@ def test_a_connection_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found.guest == GUEST
     assert found.restore() == connection()
     assert found.restore().state is State.HELD
+    key = found.guest.key()
+    assert key is not None and key.public == b"\xab" * 32
 
 
 def test_a_transit_hosts_record_needs_neither_facts_nor_flow(tmp_path: Path) -> None:
@@ -82,6 +84,7 @@ def test_a_record_of_another_boot_is_not_believed_and_goes(tmp_path: Path) -> No
         lambda text: text.replace('"ingress"', '"emperor"'),
         lambda text: text.replace('"uuid": "uuid", ', ""),
         lambda text: text.replace('"format": 1', '"format": 0'),
+        lambda text: text.replace("ab" * 32, "no hex"),
         lambda text: json.dumps({**json.loads(text), "connection": None}),
     ],
 )  # fmt: skip
