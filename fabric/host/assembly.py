@@ -136,7 +136,7 @@ class Host:
         self.orchestrator.inherit(inheritance)
         if inheritance.ended:
             self._events.emit("leftovers-destroyed", guests=inheritance.ended)
-        await self.housekeeper.run()
+        await self.housekeeper.run(quick=True)
         self._keeping = asyncio.create_task(self.housekeeper.keep())
         return inheritance
 

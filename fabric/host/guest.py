@@ -175,6 +175,8 @@ async def unless_lost(guest: Guest, work: Awaitable[_T]) -> _T:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # looked at, whoever else wants to know
 
 
 def milliseconds_since(begun: float) -> float:

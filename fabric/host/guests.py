@@ -363,6 +363,7 @@ class GuestManager:
     def _on_stopped(self, event: DomainEvent, name: str, uuid: str) -> None:
         if event is DomainEvent.RECONNECTED:
             # Stops in between went unseen, but their channels ended: nothing to do.
+            self.on_notice("libvirt-reconnected", {})
             return
         for guest in self.guests():
             # The news may be of the domain that had this slot before.

@@ -92,13 +92,16 @@ class Housekeeper:
         """Guests libvirt did not know at the last look. A libvirtd that has just come back may not
         know all of them yet: one look is not enough."""
 
-    async def run(self, *, dry_run: bool = False) -> list[Action]:
-        """Compare and, unless ``dry_run``, mend; the differences that were due."""
+    async def run(self, *, dry_run: bool = False, quick: bool = False) -> list[Action]:
+        """Compare and, unless ``dry_run``, mend; the differences that were due. ``quick``: only
+        what can be looked at at once, the kernel's state and the records: libvirt's list takes
+        seconds while it destroys domains."""
         async with self._one_at_a_time:
             if self._closed:
                 return []
             before = self._known()
-            observed = await self._look()
+            elsewhere = Observed() if quick else await asyncio.to_thread(self._look_elsewhere)
+            observed = self._look(elsewhere)
             actions = due(observed, before, self._known())
             lost = {a.target for a in actions if a.verb is Verb.LOSE}
             actions = [a for a in actions if a.verb is not Verb.LOSE or a.target in self._missed]
@@ -109,13 +112,13 @@ class Housekeeper:
             return actions
 
     async def keep(self) -> None:
-        """Compare every minute, until cancelled."""
+        """Compare now and every minute, until cancelled."""
         while True:
-            await asyncio.sleep(INTERVAL)
             try:
                 await self.run()
             except Exception:  # whatever it was: in a minute it may work
                 log.exception("the comparison failed")
+            await asyncio.sleep(INTERVAL)
 
     async def close(self) -> None:
         """Compare no more: what ends now is not missing. Waits for a comparison under way."""
@@ -143,9 +146,8 @@ class Housekeeper:
         live = frozenset(connection.id for connection in table)
         return Known(guests, established, flows, house.kernel.attached(), live)
 
-    async def _look(self) -> Observed:
+    def _look(self, elsewhere: Observed) -> Observed:
         house = self._house
-        elsewhere = await asyncio.to_thread(self._look_elsewhere)
         try:
             entries, neighbours = house.kernel.entries(), house.kernel.neighbours()
         except FabricError as exc:

@@ -146,8 +146,11 @@ def _domains(run_dir: Path, world: World, live: set[str]) -> Iterator[Leftover]:
 
 def _namespaces(world: World, live: set[str]) -> Iterator[Leftover]:
     for name in sorted(world.namespaces()):
+        # Both name and mark: a namespace of somebody else's would need to have copied both. What
+        # has another name is not even looked into: its owner may be about to remove it.
+        if not name.startswith(names.NAMESPACE_PREFIX):
+            continue
         owner = world.owner_of_namespace(name)
-        # Both name and mark: a namespace of somebody else's would need to have copied both.
         if owner is None or owner.lab in live:
             continue
         if name == names.namespace_name(owner.lab, owner.host):

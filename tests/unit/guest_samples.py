@@ -27,6 +27,7 @@ from fabric.wire.control import (
     Ready,
     encode,
 )
+from fabric.wire.errors import ControlInvalid
 
 LATE = 0.1
 """Seconds between the words of a late agent: enough for the host to act on the first."""
@@ -133,7 +134,7 @@ class FakeAgents:
             decoder = Decoder()
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 while data := await reader.read(65536):
-                    for message in decoder.feed(data):
+                    for message in _understood(decoder, data):
                         self.heard.append(message)
                         if guest.address in self.asleep:
                             self.asleep[guest.address].append(message)
@@ -191,6 +192,16 @@ class FakeAgents:
     async def close(self) -> None:
         for server in self.servers.values():
             server.close()
+
+
+def _understood(decoder: Decoder, data: bytes) -> list[Message]:
+    """As an agent does: what makes no sense is passed over."""
+    messages: list[Message] = []
+    while True:
+        try:
+            return messages + decoder.feed(data)
+        except ControlInvalid:
+            data = b""
 
 
 class ServingHypervisor(FakeHypervisor):
