@@ -55,6 +55,7 @@ class Session:
             spawn_ms=max(0, now_us - message.requested_at_us) // 1000,
             interfaces=message.interfaces,
             reply_protocol=selection.reply_protocol if selection is not None else None,
+            first_sequence=message.first_sequence,
         )
         return cls(Forwarder(config, table), selection, table.names)
 

@@ -23,6 +23,20 @@ from fabric.wire.packet import (
     Packet,
 )
 
+SEQUENCES_PER_MS = 1 << 13
+"""Sequence numbers a guest has for each millisecond of its life: eight million packets a second, a
+hundred times what an agent sends. The numbers stay below 2^53 until 2058, so that programs that
+read JSON numbers as floating point (jq) keep them exact."""
+
+SEQUENCE_EPOCH_US = 1_704_067_200_000_000
+"""2024-01-01, Unix µs."""
+
+
+def first_sequence(now_us: int) -> int:
+    """The first sequence number of a guest that is configured now: above those of every earlier
+    guest of its connection, whatever became of that one and of those who knew it."""
+    return max(0, now_us - SEQUENCE_EPOCH_US) // 1000 * SEQUENCES_PER_MS + 1
+
 
 def instructions(
     config: HostConfig,
@@ -59,6 +73,7 @@ def instructions(
         source_node=connection.source_node,
         destination_node=connection.destination_node,
         first=[packet.hex() for packet in first],
+        first_sequence=first_sequence(now_us),
     )
 
 

@@ -14,6 +14,7 @@ from fabric.host.connections import Connection
 from fabric.host.events import iso
 from fabric.host.guests import Guest
 from fabric.host.orchestrator import Orchestrator
+from fabric.host.reaper import Action
 from fabric.routing.choice import choose
 from fabric.routing.topology import Topology
 
@@ -101,6 +102,16 @@ class Explanation(BaseModel):
     selection: dict[str, Any]
     table: dict[str, Any]
     next_hop: Hop | None
+
+
+class ActionView(BaseModel):
+    verb: str
+    what: str
+    why: str
+
+
+def action_view(action: Action) -> ActionView:
+    return ActionView(verb=action.verb.value, what=action.what, why=action.why)
 
 
 def connection_view(connection: Connection, topology: Topology) -> ConnectionView:

@@ -71,6 +71,8 @@ class ForwarderConfig(Fact):
     reply_protocol: int | None = None
     """For the direction back, where it shall be another one: known at the ingress, which tells the
     egress in its packets."""
+    first_sequence: int = 1
+    """Of the packets encapsulated here."""
 
 
 class Forwarder:
@@ -81,7 +83,7 @@ class Forwarder:
         self.protocol = config.protocol
         self._ledger = Ledger()
         self._tcp = TcpLiveness()
-        self._sequence = 0
+        self._sequence = config.first_sequence - 1
         self._next_hops: dict[tuple[int, int], NextHop | None] = {}
         self._down: frozenset[str] = frozenset()
         self._ways: Ways | None = None
@@ -131,6 +133,11 @@ class Forwarder:
     def counters(self) -> dict[str, int]:
         """Sums since the start; see docs/wire-format.md for the names."""
         return self._ledger.counters
+
+    @property
+    def table_version(self) -> int:
+        """Of the table in use."""
+        return self._table.version
 
     @property
     def last_activity_us(self) -> int:

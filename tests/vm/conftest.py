@@ -28,9 +28,9 @@ def lab(name: str, text: str, directory: Path, *options: str) -> Iterator[Lab]:
     file = directory / f"{name}.yaml"
     file.write_text(re.sub(r"^name: .*", f"name: {name}", text, flags=re.MULTILINE))
     shutil.copy(WEB_SERVER, directory)
-    made = Lab(name, file)
+    made = Lab(name, file, options)
     try:
-        made.fabric("up", str(file), *options)
+        made.up()
         yield made
     finally:
         subprocess.run([FABRIC, "down", "--lab", name], check=True, timeout=300)

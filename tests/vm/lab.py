@@ -36,6 +36,11 @@ class Lab:
 
     name: str
     file: Path
+    options: tuple[str, ...] = ()
+
+    def up(self) -> None:
+        """Bring it up, or mend it."""
+        self.fabric("up", str(self.file), *self.options)
 
     def fabric(self, *words: str, check: bool = True, **options: Any) -> Any:
         """Run the CLI on this lab."""
