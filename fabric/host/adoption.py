@@ -27,8 +27,11 @@ from fabric.host.steps import Steps
 from fabric.wire.control import Identity, Query
 
 ADOPTION_DEADLINES = {"kvm": 5.0, "tcg": 20.0}
-"""Seconds a guest has for each of its two answers. All are asked at once, on a machine on which a
-whole lab may be coming back; meanwhile their connections work."""
+"""Seconds an agent has for its answer. All are asked at once, on a machine on which a whole lab may
+be coming back; meanwhile their connections work."""
+
+PING_DEADLINES = {"kvm": 2.0, "tcg": 5.0}
+"""Seconds its kernel has, which answers for itself."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ class Adopter:
         self._ping = ping
         self._steps = steps
         self._slots = slots
-        self._deadline = ADOPTION_DEADLINES["kvm" if steps.acceleration.kind == "kvm" else "tcg"]
+        kind = "kvm" if steps.acceleration.kind == "kvm" else "tcg"
+        self._deadline, self._patience = ADOPTION_DEADLINES[kind], PING_DEADLINES[kind]
 
     async def take_over(self, saved: Sequence[SavedConnection]) -> Inheritance:
         """Adopt whom one may; begin to end all other guests of this host that libvirt or the
@@ -162,6 +166,6 @@ class Adopter:
                 f"{guest.name}: its agent serves {said.connection:016x} by protocol {said.protocol}"
             )
         # The channel goes through QEMU alone. Packets take the bridge, which may be a new one.
-        await unless_lost(guest, self._ping(guest.identity.address, self._deadline))
+        await unless_lost(guest, self._ping(guest.identity.address, self._patience))
         guest.expect(GuestState.REQUESTED)
         return said

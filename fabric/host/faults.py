@@ -28,6 +28,8 @@ class Step(Enum):
     """It is in the journal."""
     CREATED = "created"
     """Its domain exists, and only the hypervisor knows."""
+    SECURED = "secured"
+    """Its bridge port takes nothing but its MAC."""
     STARTED = "started"
     """The orchestrator knows, too."""
     JOINED = "joined"

@@ -42,6 +42,7 @@ _NOT_THERE_ANY_MORE = (GuestState.FAILED, GuestState.DESTROYING, GuestState.GONE
 class KernelState(Protocol):
     """What of :class:`fabric.host.datapath.KernelDatapath` is needed here."""
 
+    def admit(self, connection: Connection, guest_index: int) -> None: ...
     def steer(self, connection: Connection, guest_index: int) -> None: ...
     def entries(self) -> Entries | None: ...
     def neighbours(self) -> Mapping[int, str]: ...
@@ -206,6 +207,7 @@ class Housekeeper:
     def _steer(self, connection: int) -> None:
         found = self._house.connections.by_id(connection)
         if found is not None and found.guest is not None:
+            self._house.kernel.admit(found, found.guest.index)
             self._house.kernel.steer(found, found.guest.index)
 
     def _record(self, connection: int) -> None:

@@ -202,19 +202,9 @@ class LibvirtHypervisor:
                 mark = read_mark_element(metadata)
                 if mark is None or lab not in (None, mark.lab) or host not in (None, mark.host):
                     continue
-                active = bool(domain.isActive())
-                found.append(
-                    OwnedDomain(
-                        domain.name(),
-                        mark.lab,
-                        mark.host,
-                        mark.index,
-                        mark.connection,
-                        active,
-                        mark.created_us / 1e6,
-                        domain.UUIDString(),
-                    )
-                )
+                facts = (bool(domain.isActive()), mark.created_us / 1e6, domain.UUIDString())
+                whose = (mark.lab, mark.host, mark.index, mark.connection)
+                found.append(OwnedDomain(domain.name(), *whose, *facts))
         return sorted(found, key=lambda owned: owned.name)
 
     def watch(self, watcher: Watcher) -> None:

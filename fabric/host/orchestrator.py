@@ -380,6 +380,7 @@ class Orchestrator:
             connection, guest = each.saved.restore(), each.guest
             self._take_up(connection, guest=guest.name)
             connection.guest, connection.state = guest, State.ESTABLISHED
+            self._datapath.admit(connection, guest.index)
             self._datapath.steer(connection, guest.index)
             if each.table_version != self.table.version:
                 guest.send(InstallTable(table=self.table.to_json()))
@@ -388,7 +389,8 @@ class Orchestrator:
             connection = saved.restore()
             self._take_up(connection, guest=None, why=why)
             self._datapath.unsteer(connection)
-            self._start(self._spawn(connection))
+            if self.config.spawning:
+                self._start(self._spawn(connection))
 
     def _take_up(self, connection: Connection, **fields: object) -> None:
         connection.last_active = self.clock.monotonic()

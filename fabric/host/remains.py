@@ -1,7 +1,8 @@
 """What a guest may leave where libvirt does not look any more: its QEMU process, its taps.
 
-Owns: finding them, and ending a QEMU that libvirt has forgotten. May import: host.process. Reads
-/proc; a QEMU is known by the domain's whole name in its command line, ``-name guest=NAME,…``.
+Owns: finding them, and ending a QEMU that libvirt has forgotten. May import: host.netns,
+host.process. Reads /proc; a QEMU is known by the domain's whole name in its command line, ``-name
+guest=NAME,…``.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ import signal
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from fabric.host.netns import libvirt_process
 from fabric.host.process import Process
-
-_DAEMON_PIDS = (Path("/run/libvirtd.pid"), Path("/run/virtqemud.pid"))
-"""The monolithic daemon's and the modular one's: in their network namespace the taps live."""
 
 
 def qemus(prefix: str) -> dict[str, Process]:
@@ -60,8 +59,8 @@ def taps(xml: str) -> list[str]:
 
 def interfaces() -> set[str]:
     """Interfaces of the network namespace libvirt runs in, which need not be ours."""
-    for path in _DAEMON_PIDS:
-        with contextlib.suppress(OSError, ValueError):
-            lines = Path(f"/proc/{int(path.read_text())}/net/dev").read_text().splitlines()
-            return {line.split(":")[0].strip() for line in lines if ":" in line}
+    daemon = libvirt_process()
+    with contextlib.suppress(OSError):
+        lines = (daemon / "net/dev").read_text().splitlines() if daemon else []
+        return {line.split(":")[0].strip() for line in lines if ":" in line}
     return set()

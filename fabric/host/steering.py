@@ -18,7 +18,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fabric.errors import NameUnknown
 from fabric.host import guard
@@ -215,18 +215,27 @@ class NftSteering:
         return {cause: found.get(f"{guard.COUNTER}{cause}", 0) for cause in guard.CAUSES}
 
     def neighbours(self) -> dict[int, str]:
-        """Read back from the kernel; a guest of which only half is there has an empty MAC."""
+        """Read back from the kernel; a guest of which only some is there has an empty MAC."""
+        table = self._netlink.list_neighbours(self._config.guest_interface)
         subnet = ipaddress.IPv4Network(self._config.guest_subnet)
-        halves: dict[int, list[str]] = {}
-        for address, mac in self._netlink.list_neighbours(self._config.guest_interface).items():
-            if address.startswith(_NEXT_HOP_V6) or (
-                ":" not in address and ipaddress.IPv4Address(address) in subnet
-            ):
-                halves.setdefault(self._guest_of(address), []).append(mac)
-        return {
-            index: macs[0] if len(macs) == 2 and macs[0] == macs[1] else ""
-            for index, macs in halves.items()
+        slots = {
+            self._guest_of(address)
+            for address in table
+            if address.startswith(_NEXT_HOP_V6)
+            or (":" not in address and ipaddress.IPv4Address(address) in subnet)
         }
+        bound = {self._config.guest_index(str(ip)): str(mac) for mac, ip in self._bindings()}
+        return {
+            slot: mac if all(table.get(a) == mac for a in self._addresses(slot, mac)) else ""
+            for slot in slots | bound.keys()
+            for mac in (bound.get(slot, ""),)
+        }
+
+    def _bindings(self) -> list[list[Any]]:
+        try:
+            return self._nftables.list_set("netdev", "fabric", "own4")
+        except NameUnknown:
+            return []
 
     def remove(self) -> None:
         for table in _TABLES:
@@ -241,9 +250,6 @@ class NftSteering:
         interface = self._config.guest_interface
         if not self._netlink.exists(interface):
             return
-        for index in self.neighbours():
-            self.remove_guest(index)
-        # A guest of which only half was known may have left the other.
         subnet = ipaddress.IPv4Network(self._config.guest_subnet)
         for address in self._netlink.list_neighbours(interface):
             ours = address.startswith("fe80::")

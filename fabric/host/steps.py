@@ -97,9 +97,9 @@ class Steps:
             pid=handle.pid,
             started_at_us=round(handle.started_at * 1e6),
         )
+        self.hooks.step(Step.STARTED)
         if not locked:
             self.hooks.emit("port-unlocked", guest, tap=identity.tap, cure=OLD_KERNEL)
-        self.hooks.step(Step.STARTED)
 
     def _create_domain(
         self, guest: Guest, change: Change, paused: bool
@@ -115,6 +115,7 @@ class Steps:
         self.hooks.step(Step.CREATED)
         with phase(guest, "port_ms"):
             locked = self.ports.secure(identity.tap, identity.mac)
+        self.hooks.step(Step.SECURED)
         if not paused:
             self.hypervisor.resume(guest.name)
         return handle, locked

@@ -226,13 +226,13 @@ class ServingHypervisor(FakeHypervisor):
 
     def resume(self, name: str) -> None:
         super().resume(name)
-        self._awaken(name)
+        self._wake(name)
 
     def wake(self, name: str) -> None:
         super().wake(name)
-        self._awaken(name)
+        self._wake(name)
 
-    def _awaken(self, name: str) -> None:
+    def _wake(self, name: str) -> None:
         mark = self.domains[name]
         assert mark is not None
         address = GuestIdentity.derive(self.config, mark.index).address

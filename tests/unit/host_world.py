@@ -183,6 +183,10 @@ class FakeKernel:
         self._steering.remove_guest(identity.index)
         self._macs.pop(identity.index, None)
 
+    def admit(self, connection: Connection, guest_index: int) -> None:
+        if (flow := connection.local_flow) is not None:
+            self._steering.admit(guest_index, flow)
+
     def steer(self, connection: Connection, guest_index: int) -> None:
         flow = connection.local_flow
         self._steering.steer(guest_index, flows=[flow] if flow else [], connections=[connection.id])
@@ -193,10 +197,6 @@ class FakeKernel:
 
     def deliver(self, packets: list[HeldPacket], guest_index: int) -> None:
         self._delivered.extend(held.data for held in packets)
-
-    def admit(self, connection: Connection, guest_index: int) -> None:
-        if (flow := connection.local_flow) is not None:
-            self._steering.admit(guest_index, flow)
 
     def refused(self) -> dict[str, int]:
         return self._steering.refused()
@@ -288,6 +288,7 @@ class Machine:
             *self.hypervisor.domains,
             *(str(path) for path in (*files, *drafts)),
             *(f"neighbour {slot}" for slot in steered.guests),
+            *(f"admission of {slot}" for slot in steered.admitted),
             *(f"steering {key}" for key in (*steered.flows, *steered.connections)),
         ]
 
@@ -316,8 +317,8 @@ class Life:
                 acceleration=SampleAccelerator(),
                 bundle=Bundle(b"", "digest", True, ()),
                 hypervisor=cast(Any, Wire(machine.hypervisor, lambda: self.dead)),
+                ports=cast(Any, Wire(FakeBridgePorts(), lambda: self.dead)),
                 kernel=cast(Any, Wire(kernel, lambda: self.dead)),
-                ports=FakeBridgePorts(machine.hypervisor.log),
                 events=self.events,
                 clock=machine.clock,
                 find_facts=lambda flow, _packet: ApplicationFacts(flow=flow),

@@ -143,3 +143,24 @@ def test_what_others_took_away_is_seen_and_put_back() -> None:
     """)
     assert (before, gone, half, whole) == ([True], None, [[3, ""]], [True])
     assert steered == [0, [[7, 3]]]
+
+
+@pytest.mark.root
+def test_packets_that_come_while_an_orchestrator_starts_wait_for_it() -> None:
+    """While none holds the device the kernel drops them, and applications send them again."""
+    dropped, served = tell(
+        FAILING
+        + """
+    def send(text):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.sendto(text, ("10.77.0.2", 9))
+
+    fail(True)
+    send(b"nobody is there")
+    with KernelDatapath(config, topology) as datapath:
+        print(json.dumps(len(datapath.read_miss())))
+        send(b"adopting")
+        print(json.dumps([packet[28:].decode() for packet, _ in datapath.read_miss()]))
+    """
+    )
+    assert (dropped, served) == (0, ["adopting"])

@@ -16,9 +16,9 @@ from tests.unit.host_world import Life, Machine, machine, until
 from tests.unit.test_orchestrator import syn
 
 SPAWN = (
-    Step.CLAIMED, Step.ATTACHED, Step.INTENDED, Step.CREATED, Step.STARTED, Step.JOINED,
-    Step.REACHED, Step.PUSHED, Step.GREETED, Step.CONFIGURED, Step.READY, Step.RELEASED,
-    Step.RECORDED, Step.STEERED,
+    Step.CLAIMED, Step.ATTACHED, Step.INTENDED, Step.CREATED, Step.SECURED, Step.STARTED,
+    Step.JOINED, Step.REACHED, Step.PUSHED, Step.GREETED, Step.CONFIGURED, Step.READY,
+    Step.RELEASED, Step.RECORDED, Step.STEERED,
 )  # fmt: skip
 COPY = (Step.ARMED, Step.RESUMED)
 KEPT_READY = {"prepared": (Step.CONFIGURED, Step.RESUMED, Step.READY), "warm": (Step.CONFIGURED,)}

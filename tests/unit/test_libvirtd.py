@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fabric.errors import HypervisorDown
+from fabric.host import hypervisor as hypervisor_module
+from fabric.host.hypervisor import LibvirtHypervisor
 from fabric.host.libvirtd import Former, kvm_device_problem, namespaces
 from fabric.host.process import Process, boot_id
 
@@ -60,3 +63,30 @@ def test_other_namespaces_are_entered_through_whoever_stands_there() -> None:
         said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         process.kill()
     assert tuple(map(int, said.split())) == there != namespaces("self")
+
+
+NOWHERE = "qemu+unix:///system?socket=/nonexistent"
+
+
+def test_who_never_had_a_libvirtd_does_not_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypervisor_module, "WAIT_PAUSE", "no number: sleeping fails")
+    assert not LibvirtHypervisor(NOWHERE).is_alive()
+
+
+def test_one_that_went_away_is_revived_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypervisor_module, "RESTART_PATIENCE", 0.2)
+    monkeypatch.setattr(hypervisor_module, "WAIT_PAUSE", 0.02)
+    asked = []
+
+    def revive() -> bool:
+        asked.append(True)
+        return False
+
+    hypervisor = LibvirtHypervisor(NOWHERE, revive=revive)
+    with pytest.raises(HypervisorDown):
+        hypervisor.list_owned()
+    assert len(asked) > 1, "somebody else may have to be waited for"
+    asked.clear()
+    with pytest.raises(HypervisorDown):
+        hypervisor.list_owned()
+    assert len(asked) == 1, "patience is counted from when it went"

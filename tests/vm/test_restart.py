@@ -19,7 +19,7 @@ from tests.vm.lab import ROOT, Lab, qemu_pid, wait_for
 LIBVIRTD = Path("/run/libvirtd.pid")
 
 LINE = (ROOT / "examples/line.yaml").read_text()
-WEB = LINE.replace("h2: {}", "h2: {services: {web: [./www.sh, 8000]}}")
+WEB = LINE.replace("h2: {}", "h2: {services: {web: [./web_server.py, 8000]}}")
 HOSTS = ("h1", "h2", "h3")
 URL = "http://h2:8000/1MiB"
 KILL_AGENT = ("busybox", "sh", "-c", "busybox kill -9 $(busybox pidof python3)")
