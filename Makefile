@@ -25,7 +25,7 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest -q tests/unit tests/sim -m "not root and not vm"
+	$(PYTHON) -m pytest -q tests/unit tests/sim -m "not root and not vm and not exhaustive"
 
 bench: setup-test ## forwarding through real guests beside its references; some fifteen minutes
 	.venv/bin/fabric bench forward --profile

@@ -5,8 +5,11 @@ local fabric = Proto("fabric", "MicroVM routing fabric")
 
 local PORT = 7704
 local HEADER_SIZE, RECORD_SIZE, MAX_RECORDS, ICV_SIZE = 40, 32, 16, 16
+local NODE_SIZE, MAX_PATH = 4, 32
 local PAYLOADS = { [4] = "IPv4", [41] = "IPv6", [253] = "announcement" }
-local PROTOCOLS = { [0] = "shortest", [1] = "low-latency", [2] = "wide", [3] = "reliable" }
+local PROTOCOLS = { [0] = "shortest", [1] = "low-latency", [2] = "wide", [3] = "reliable",
+  [4] = "disjoint", [5] = "disperse", [6] = "flood", [7] = "source", [8] = "deflect", [9] = "bounded", [10] = "avoid" }
+local TREATMENTS = { [0] = "single", [1] = "replicated", [2] = "dispersed", [3] = "flooded" }
 
 local f = fabric.fields
 f.version = ProtoField.uint8("fabric.version", "Version", base.DEC, nil, 0xF0)
@@ -16,6 +19,8 @@ f.reply = ProtoField.bool("fabric.flags.reply", "Reply", 8, nil, 0x01)
 f.overflow = ProtoField.bool("fabric.flags.overflow", "Record omitted: trace full", 8, nil, 0x02)
 f.mtu = ProtoField.bool("fabric.flags.mtu", "Record omitted: no room in the MTU", 8, nil, 0x04)
 f.authenticated = ProtoField.bool("fabric.flags.authenticated", "Authenticated", 8, nil, 0x08)
+f.has_path = ProtoField.bool("fabric.flags.path", "Way fields and path", 8, nil, 0x10)
+f.repaired = ProtoField.bool("fabric.flags.repaired", "Repaired on the way", 8, nil, 0x20)
 f.protocol = ProtoField.uint8("fabric.protocol", "Routing protocol", base.DEC, PROTOCOLS)
 f.hop_limit = ProtoField.uint8("fabric.hop_limit", "Hop limit", base.DEC)
 f.payload_length = ProtoField.uint16("fabric.payload_length", "Payload length", base.DEC)
@@ -26,6 +31,12 @@ f.source = ProtoField.uint32("fabric.source", "Source node", base.DEC)
 f.destination = ProtoField.uint32("fabric.destination", "Destination node", base.DEC)
 f.sequence = ProtoField.uint64("fabric.sequence", "Sequence", base.DEC)
 f.key_id = ProtoField.uint16("fabric.key_id", "Authentication key", base.DEC)
+f.path_number = ProtoField.uint8("fabric.path_number", "Path number", base.DEC)
+f.path_length = ProtoField.uint8("fabric.path_length", "Path length", base.DEC)
+f.treatment = ProtoField.uint8("fabric.treatment", "Treatment", base.DEC, TREATMENTS)
+f.reply_difference = ProtoField.uint8("fabric.reply_difference", "Reply protocol XOR protocol", base.HEX)
+f.path = ProtoField.none("fabric.path", "Explicit path")
+f.path_node = ProtoField.uint32("fabric.path.node", "Node", base.DEC)
 f.extension = ProtoField.bytes("fabric.extension", "Header extension")
 f.payload = ProtoField.bytes("fabric.payload", "Payload")
 f.record = ProtoField.none("fabric.record", "Hop record")
@@ -68,7 +79,7 @@ local function dissect_header(tree, buffer)
   tree:add(f.version, buffer(0, 1))
   tree:add(f.length, buffer(0, 1))
   local flags = tree:add(f.flags, buffer(1, 1))
-  for _, bit in ipairs({ f.reply, f.overflow, f.mtu, f.authenticated }) do
+  for _, bit in ipairs({ f.reply, f.overflow, f.mtu, f.authenticated, f.has_path, f.repaired }) do
     flags:add(bit, buffer(1, 1))
   end
   tree:add(f.protocol, buffer(2, 1))
@@ -81,6 +92,19 @@ local function dissect_header(tree, buffer)
   tree:add(f.destination, buffer(20, 4))
   tree:add(f.sequence, buffer(24, 8))
   tree:add(f.key_id, buffer(32, 2))
+  tree:add(f.path_number, buffer(34, 1))
+  tree:add(f.path_length, buffer(35, 1))
+  tree:add(f.treatment, buffer(36, 1))
+  tree:add(f.reply_difference, buffer(37, 1))
+end
+
+local function dissect_path(tree, range)
+  local branch, nodes = tree:add(f.path, range), {}
+  for at = 0, range:len() - NODE_SIZE, NODE_SIZE do
+    branch:add(f.path_node, range(at, NODE_SIZE))
+    nodes[#nodes + 1] = tostring(range(at, NODE_SIZE):uint())
+  end
+  branch:set_text("Explicit path: " .. table.concat(nodes, ", "))
 end
 
 function fabric.dissector(buffer, pinfo, root)
@@ -97,17 +121,23 @@ function fabric.dissector(buffer, pinfo, root)
   if header + payload + hops * RECORD_SIZE ~= buffer:len() then
     return reject(tree, "lengths do not add up to the datagram")
   end
+  local explicit = 0
+  if buffer(1, 1):bitfield(3, 1) == 1 then explicit = buffer(35, 1):uint() * NODE_SIZE end
+  if explicit > MAX_PATH * NODE_SIZE then return reject(tree, "path longer than the format allows") end
+  if explicit > payload then return reject(tree, "path longer than the payload") end
   local path = {}
   if header > HEADER_SIZE then tree:add(f.extension, buffer(HEADER_SIZE, header - HEADER_SIZE)) end
-  if payload > 0 then tree:add(f.payload, buffer(header, payload)) end
+  if explicit > 0 then dissect_path(tree, buffer(header, explicit)) end
+  local inner, inside = header + explicit, payload - explicit
+  if inside > 0 then tree:add(f.payload, buffer(inner, inside)) end
   for number = 1, hops do
     local range = buffer(header + payload + (number - 1) * RECORD_SIZE, RECORD_SIZE)
     dissect_record(tree, range, number)
     path[number] = tostring(range(0, 4):uint())
   end
   local kind = buffer(7, 1):uint()
-  if payload > 0 and kind == 4 then ip:call(buffer(header, payload):tvb(), pinfo, root) end
-  if payload > 0 and kind == 41 then ipv6:call(buffer(header, payload):tvb(), pinfo, root) end
+  if inside > 0 and kind == 4 then ip:call(buffer(inner, inside):tvb(), pinfo, root) end
+  if inside > 0 and kind == 41 then ipv6:call(buffer(inner, inside):tvb(), pinfo, root) end
   pinfo.cols.protocol = "FABRIC"
   pinfo.cols.info:prepend(string.format("[%d→%d protocol %d via %s] ", buffer(16, 4):uint(),
     buffer(20, 4):uint(), buffer(2, 1):uint(), table.concat(path, ",")))

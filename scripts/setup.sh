@@ -8,7 +8,7 @@ want=${1:-run}
 # Build and run.
 packages=(qemu-system-x86 libvirt-daemon-system libvirt-clients libvirt-dev pkg-config gcc
   python3-dev python3-venv libnftables1 nftables iproute2 procps ca-certificates
-  mmdebstrap squashfs-tools erofs-utils zstd xz-utils cpio kmod dropbear-bin
+  mmdebstrap debian-archive-keyring squashfs-tools erofs-utils zstd xz-utils cpio kmod dropbear-bin
   curl jq tcpdump openssh-client)
 # The applications and decoders the tests use.
 [ "$want" = test ] && packages+=(openssh-server iperf3 iputils-ping bind9-dnsutils dnsmasq-base tshark)
@@ -17,7 +17,7 @@ say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() { printf 'error: %s\n' "$1" >&2; printf 'cure: %s\n' "$2" >&2; exit 3; }
 
 [ "$(id -u)" = 0 ] || die "make setup needs root" "run it with sudo"
-command -v apt-get >/dev/null || die "no apt-get here" "use Debian 12 or an Ubuntu LTS"
+command -v apt-get >/dev/null || die "no apt-get here" "use Debian 12 or newer, or Ubuntu 24.04 or newer"
 
 missing=()
 for package in "${packages[@]}"; do
@@ -26,12 +26,15 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing Debian packages: ${missing[*]}"
   apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    die "apt did not install them" "see that apt-get update works; Ubuntu needs its component universe"
 else
   say "Debian packages: all there"
 fi
 
-# The system's Python: the guest's bytecode is compiled by it, and libvirt's headers match it.
+# The system's Python: it comes with headers, as libvirt does.
+/usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  die "$(/usr/bin/python3 -V) is too old: 3.11 is needed" "use Debian 12 or newer, or Ubuntu 24.04 or newer"
 stamp=.venv/.installed
 digest=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$digest" ]; then

@@ -24,6 +24,7 @@ from fabric.wire.control import (
     Counters,
     Hello,
     Identify,
+    Identity,
     InstallTable,
     Query,
     Quiesce,
@@ -103,6 +104,8 @@ class Agent:
         self._door: Door | None = None
         self.ipv6 = False
         """Whether the guest's kernel speaks it."""
+        self.digest = ""
+        """Of this program; empty when run from sources."""
 
     def event(self, name: str, **fields: object) -> None:
         """Tell the host."""
@@ -147,7 +150,10 @@ class Agent:
 
     def _on_timer(self) -> None:
         if self._session is not None:
-            actions = self._session.forwarder.handle_timer(self._clock.now_us())
+            now = self._clock.now_us()
+            actions = self._session.forwarder.handle_timer(now)
+            if actions.deliveries:
+                self._perform(self._session, actions, now)
             if actions.report:
                 self._report(self._session)
         if self._channel_mask == 0:
@@ -219,6 +225,8 @@ class Agent:
             self._quiesce()
         elif isinstance(message, Query) and message.what == "clock":
             self._channel.send(ClockReading(read_at_us + self._clock.offset_us))
+        elif isinstance(message, Query) and message.what == "identity":
+            self._channel.send(self._whom_it_serves())
         elif isinstance(message, Query) and self._session is not None:
             if message.what == "traces":
                 self._send_traces(self._session, message.last)
@@ -243,6 +251,13 @@ class Agent:
             actions = session.forwarder.from_application(burst, now, len(burst))
             self._perform(session, actions, now)
         self._channel.send(session.ready())
+
+    def _whom_it_serves(self) -> Identity:
+        if self._session is None:
+            return Identity(0, None, 0, self.digest)
+        forwarder = self._session.forwarder
+        told = (forwarder.config.connection, forwarder.protocol, forwarder.table_version)
+        return Identity(*told, self.digest)
 
     def _quiesce(self) -> None:
         """Be ready to be saved. What is imported, tried and tidied now, no copy has to do."""
@@ -340,7 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, scrub = options["--run"], options["--scrub"] == "yes"
     agent = Agent(channel, tun, clock, options["--uplink"], run=run, scrub=scrub)
     agent.ipv6 = ipv6 = prepare_guest(options["--tun"], options["--uplink"])
-    channel.send(Hello(_own_digest(), sys.version.split()[0], time.monotonic_ns() // 1000))
+    agent.digest = _own_digest()
+    channel.send(Hello(agent.digest, sys.version.split()[0], time.monotonic_ns() // 1000))
     if not ipv6:
         agent.event("ipv6-absent", uplink=options["--uplink"])
     agent.run()

@@ -24,8 +24,12 @@ CARRIED = "carried in packet"
 class Session:
     """See the module docstring. Made by :meth:`begin`."""
 
-    def __init__(self, forwarder: Forwarder, selection: Selection | None) -> None:
+    def __init__(
+        self, forwarder: Forwarder, selection: Selection | None, names: dict[int, str]
+    ) -> None:
+        """``names``: of the protocols this network has."""
         self.forwarder = forwarder
+        self._names = names or PROTOCOL_NAMES
         self._selection = selection
 
     @classmethod
@@ -34,10 +38,11 @@ class Session:
 
         Raises ConfigError for a table or policy that cannot be read.
         """
+        table = ForwardingTable.from_json(message.table)
         selection = None
         protocol = message.protocol
         if message.facts is not None and message.node == message.source_node:
-            policy = Policy.from_json(message.policy or {})
+            policy = Policy.from_json(message.policy or {}, table.names or PROTOCOL_NAMES)
             selection = select(policy, ApplicationFacts.from_json(message.facts))
             protocol = selection.protocol
         config = ForwarderConfig(
@@ -49,8 +54,10 @@ class Session:
             protocol=protocol,
             spawn_ms=max(0, now_us - message.requested_at_us) // 1000,
             interfaces=message.interfaces,
+            reply_protocol=selection.reply_protocol if selection is not None else None,
+            first_sequence=message.first_sequence,
         )
-        return cls(Forwarder(config, ForwardingTable.from_json(message.table)), selection)
+        return cls(Forwarder(config, table), selection, table.names)
 
     def install(self, table: dict[str, Any]) -> None:
         """Use another table. Raises ConfigError."""
@@ -65,9 +72,8 @@ class Session:
             rule, reason = selection.rule, selection.reason
         else:
             known = "" if forwarder.protocol is None else f"protocol {forwarder.protocol}"
-            name = PROTOCOL_NAMES.get(
-                -1 if forwarder.protocol is None else forwarder.protocol, known
-            )
+            protocol = -1 if forwarder.protocol is None else forwarder.protocol
+            name = self._names.get(protocol, known)
             need, rule, reason = "", CARRIED, CARRIED
         return Ready(
             config.connection, forwarder.protocol, name, need, rule, reason, config.spawn_ms

@@ -121,11 +121,11 @@ def routes(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Show a host's forwarding table: (destination, protocol) to next hops."""
-    if protocol:
-        from fabric.routing.protocols import by_name
-
-        by_name(protocol)  # NameUnknown lists those there are
     spec = pick_lab(lab).spec
+    if protocol:
+        from fabric.routing.definitions import by_name
+
+        by_name(protocol, spec.topology().definitions)  # NameUnknown lists those there are
     name = pick_host(spec, host).host
     found = _client(lab).hosts[name].get("/v1/routes", protocol=protocol)
     if output is Format.JSON:

@@ -57,9 +57,10 @@ def run(
             raise NameUnknown(f"there is no need {need}", cure=f"needs are: {', '.join(NEEDS)}")
         environment["FABRIC_NEED"] = need
     if protocol is not None:
-        from fabric.routing.protocols import by_name
+        from fabric.routing.definitions import by_name
 
-        environment["FABRIC_PROTOCOL"] = by_name(protocol).name
+        known = recorded.spec.topology().definitions
+        environment["FABRIC_PROTOCOL"] = by_name(protocol, known).name
     program = shutil.which(command[0])
     if program is None:
         note(f"error: {command[0]}: command not found")

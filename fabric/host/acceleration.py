@@ -1,8 +1,8 @@
 """Which acceleration and machine type really run a guest here: found out by booting one.
 
-Owns: the probe, its verdict and the cache of it. May import: errors, host.image. That /dev/kvm
-opens, or even creates a VM, proves nothing: on a nested host without full virtualisation QEMU hangs
-or aborts later. So a kernel is booted with a deadline, under KVM first, then under TCG.
+Owns: the probe, its verdict and the cache of it. May import: errors, host.image, host.process. That
+/dev/kvm opens, or even creates a VM, proves nothing: on a nested host without full virtualisation
+QEMU hangs or aborts later. So a kernel is booted with a deadline, under KVM first, then under TCG.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Protocol
 
 from fabric.errors import EnvironmentFault, ToolMissing
 from fabric.host.image import GuestImage, kernel_arguments
+from fabric.host.process import boot_id
 
 QEMU = "qemu-system-x86_64"
 MARKER = b"fabric-guest: alive"
@@ -31,7 +32,6 @@ MARKER = b"fabric-guest: alive"
 DEADLINES = {"kvm": 8.0, "tcg": 40.0}
 ATTEMPTS = (("kvm", "microvm"), ("kvm", "q35"), ("tcg", "microvm"), ("tcg", "q35"))
 KVM_DEVICE = Path("/dev/kvm")
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CPUINFO = Path("/proc/cpuinfo")
 # rdtsc; shl rdx, 32; or rax, rdx; ret: a function that returns the time stamp counter.
 READ_TSC = bytes.fromhex("0f31 48c1e220 4809d0 c3")
@@ -146,7 +146,7 @@ def verdict(
 
 def _place(image: GuestImage, state_dir: Path, booter: Booter) -> tuple[Path, str]:
     """Where the verdict is kept, and what it depends on."""
-    key = f"{BOOT_ID.read_text().strip()} {booter.version()} {image.digest}"
+    key = f"{boot_id()} {booter.version()} {image.digest}"
     return state_dir / "acceleration.json", key
 
 

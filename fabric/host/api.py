@@ -7,8 +7,8 @@ Whoever can open the socket (root) is trusted; it is never bound to a network.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
@@ -21,12 +21,21 @@ from fabric.errors import FabricError
 from fabric.host import views
 from fabric.host.connections import Connection, State
 from fabric.host.orchestrator import Orchestrator
+from fabric.host.reaper import Action
+
+
+class Reap(Protocol):
+    def __call__(self, *, dry_run: bool) -> Awaitable[list[Action]]: ...
 
 
 def build_api(
-    orchestrator: Orchestrator, status: Callable[[], views.Status], shutdown: Callable[[], None]
+    orchestrator: Orchestrator,
+    status: Callable[[], views.Status],
+    shutdown: Callable[[], None],
+    reap: Reap,
 ) -> FastAPI:
-    """``status`` adds what only the process knows; ``shutdown`` asks it to end."""
+    """``status`` adds what only the process knows; ``shutdown`` asks it to end; ``reap`` is
+    :meth:`fabric.host.housekeeping.Housekeeper.run`."""
     app = FastAPI(title="fabric orchestrator", version=__version__)
     registry = CollectorRegistry()
     registry.register(_Metrics(orchestrator, status))
@@ -107,6 +116,10 @@ def build_api(
     async def post_shutdown() -> dict[str, str]:
         shutdown()
         return {"host": orchestrator.config.host}
+
+    @app.post("/v1/reap", summary="Compare what is there with what should be, and mend it")
+    async def post_reap(dry_run: bool = False) -> list[views.ActionView]:
+        return [views.action_view(action) for action in await reap(dry_run=dry_run)]
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def get_metrics() -> Response:

@@ -72,6 +72,10 @@ class Channel:
             )
         self._writer.write(encode(message))
 
+    def resynchronise(self) -> None:
+        """Begin a new line: whoever had the channel before may have died in the midst of one."""
+        self._writer.write(b"\n")
+
     async def messages(self) -> AsyncIterator[Message]:
         """What the agent says, until the channel ends.
 

@@ -7,13 +7,14 @@ ended connections. May import: wire, routing. Does no I/O; times are passed in.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from fabric.routing.policy import ApplicationFacts
 from fabric.wire.inner import TCP, FiveTuple, begins_connection
+from fabric.wire.packet import FLAG_REPLY, Header
 
 if TYPE_CHECKING:
     from fabric.host.guests import Guest
@@ -90,6 +91,34 @@ class Connection:
     counters: dict[str, int] = field(default_factory=dict)
     traces: dict[tuple[bool, int], dict[str, Any]] = field(default_factory=dict)
     """(reply?, sequence) → trace, in order of arrival."""
+
+    @classmethod
+    def arrived(
+        cls,
+        header: Header,
+        flow: FiveTuple | None,
+        here: int,
+        now_us: int,
+        names: Mapping[int, str],
+    ) -> Self:
+        """The record of a connection opened elsewhere, by a packet or announcement of it.
+
+        ``flow``: in forward sense, as the addresses become; ``here``: this host's node id;
+        ``names``: of protocols.
+        """
+        ends = (header.source, header.destination)
+        source, destination = ends[::-1] if header.flags & FLAG_REPLY else ends
+        return cls(
+            id=header.connection,
+            role=Role.EGRESS if destination == here else Role.TRANSIT,
+            source_node=source,
+            destination_node=destination,
+            requested_at_us=now_us,
+            flow=flow,
+            protocol=header.protocol,
+            protocol_name=names.get(header.protocol, str(header.protocol)),
+            reason="carried in the packet",
+        )
 
     @property
     def label(self) -> str:

@@ -18,13 +18,15 @@ import secrets
 import time
 from dataclasses import replace
 
-from fabric.errors import GuestFault
+from fabric.errors import GuestFault, SpawnFailed
 from fabric.host.domain_xml import DomainSpec, MemoryFile
+from fabric.host.faults import Step
 from fabric.host.guest import Guest, phase, underlay_mtu, unless_lost
 from fabric.host.host_key import HostKey
 from fabric.host.lifecycle import GuestEvent
 from fabric.host.pool import Pool
 from fabric.host.steps import Steps
+from fabric.host.template import Template
 from fabric.host.template_keeper import TemplateKeeper
 from fabric.host.tiers import Instruct, configured, ready
 from fabric.wire.control import Identified, Identify
@@ -61,11 +63,18 @@ class Copier:
                 await steps.create(guest, clone, paused=True)
             with phase(guest, "arm_ms"):
                 await steps.join(guest)
-                await steps.blocking(steps.hypervisor.arm, guest.name, template.state)
+                await self._arm(guest, template)
         except GuestFault as exc:
             self.keeper.failed(template, exc.message)
             raise
         guest.advance(GuestEvent.ARMED)
+        self.steps.hooks.step(Step.ARMED)
+
+    async def _arm(self, guest: Guest, template: Template) -> None:
+        try:
+            await self.steps.blocking(self.steps.hypervisor.arm, guest.name, template.state)
+        except OSError as exc:
+            raise SpawnFailed(f"{guest.name}: {template.state}: {exc.strerror}") from exc
 
     async def wake(self, guest: Guest, instruct: Instruct | None = None) -> None:
         """PREPARED → CONFIGURING; with instructions, ready for its connection. Raises
@@ -86,8 +95,10 @@ class Copier:
             channel.send(self._identify(guest))
             if instruct is not None:
                 channel.send(instruct(guest.identity))
+                steps.hooks.step(Step.CONFIGURED)
             await steps.blocking(steps.hypervisor.wake, guest.name)
         guest.advance(GuestEvent.RESUMED)
+        steps.hooks.step(Step.RESUMED)
         steps.hooks.emit("guest-resumed", guest, resumed_at_us=time.time_ns() // 1000)
         asyncio.get_running_loop().call_later(COPY_DEADLINE, self._miss, guest)
         if instruct is None:

@@ -7,11 +7,12 @@ errors, routing.topology, host. Everything happens in the network namespace the 
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from fabric.errors import ConfigError, Conflict
+from fabric.errors import ConfigError, Conflict, FabricError, NameUnknown
 from fabric.host.config import HostConfig
 from fabric.host.connections import Connection, HeldPacket
 from fabric.host.delivery import Delivery
@@ -19,7 +20,7 @@ from fabric.host.identity import GuestIdentity
 from fabric.host.intercept import MAX_BURST, FragmentMemory, MissDevice
 from fabric.host.netlink import Netlink
 from fabric.host.nftables import Nftables
-from fabric.host.steering import NftSteering, SteeringConfig
+from fabric.host.steering import Entries, NftSteering, SteeringConfig
 from fabric.routing.topology import Topology
 from fabric.wire.contract import GATEWAY_MAC
 from fabric.wire.inner import FiveTuple
@@ -39,11 +40,17 @@ class KernelDatapath:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Raises ConfigError when an underlay address of this host is on no interface, Conflict
-        when the port is taken, and what the parts raise."""
+        """Established connections of a former life stay as they are. Raises ConfigError when an
+        underlay address of this host is on no interface, Conflict when the port is taken, and what
+        the parts raise."""
         config = self._config
         with ExitStack() as stack:
             netlink = stack.enter_context(Netlink())
+            self._socket = stack.enter_context(self._bind())
+            # The MAC by which every guest knows its host, without having to ask.
+            netlink.set_mac(config.guest_interface, GATEWAY_MAC)
+            nftables = stack.enter_context(Nftables())
+            rules = SteeringConfig.of(config, self._underlay(netlink))
             self._miss = MissDevice(
                 netlink,
                 addresses=config.overlay_addresses,
@@ -52,15 +59,9 @@ class KernelDatapath:
                 mtu=config.overlay_mtu,
                 alias=f"fabric:{config.lab}:{config.host}",
             )
-            self._socket = stack.enter_context(self._bind())
-            # The MAC by which every guest knows its host, without having to ask.
-            netlink.set_mac(config.guest_interface, GATEWAY_MAC)
-            stack.callback(self._miss.remove)
-            stack.enter_context(self._miss)
-            nftables = stack.enter_context(Nftables())
-            rules = SteeringConfig.of(config, self._underlay(netlink))
             self._steering = NftSteering(rules, nftables, netlink)
-            stack.callback(self._steering.remove)
+            stack.push(self._clear)
+            stack.enter_context(self._miss)
             self._steering.install()
             self._delivery = stack.enter_context(Delivery(config.guest_interface, config.port))
             self._rules = rules
@@ -74,7 +75,30 @@ class KernelDatapath:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, exc, trace)
+
+    def _clear(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave nothing behind, unless we failed and connections still run: then they go on without
+        us, and whoever comes next takes them over."""
+        if exc is not None and self._in_use():
+            self._miss.close()
+            return
+        self._steering.remove()
+        self._miss.remove()
+
+    def _in_use(self) -> bool:
+        try:
+            entries = self._steering.entries()
+        except FabricError:
+            return (
+                False  # no rules, or they cannot be read: then they cannot be kept in order either
+            )
+        return bool(entries.flows or entries.connections)
 
     def _bind(self) -> socket.socket:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -146,6 +170,42 @@ class KernelDatapath:
     def refused(self) -> dict[str, int]:
         """Packets of guests that were refused so far, by cause."""
         return self._steering.refused()
+
+    # -- for the reaper ----------------------------------------------------------------------------
+
+    def entries(self) -> Entries | None:
+        """What is steered now; None when the rules are gone."""
+        try:
+            return self._steering.entries()
+        except NameUnknown:
+            return None
+
+    def neighbours(self) -> Mapping[int, str]:
+        """Slot → MAC, as the kernel has it."""
+        return self._steering.neighbours()
+
+    def attached(self) -> Mapping[int, str]:
+        """Slot → MAC, as it should be."""
+        return dict(self._macs)
+
+    def reinstall(self) -> None:
+        """Put the rules back; entries that are there stay."""
+        self._steering.install()
+
+    def attach_again(self, slot: int) -> None:
+        """Put the neighbour entries of an attached guest back."""
+        self._steering.add_guest(slot, self._macs[slot])
+
+    def detach_slot(self, slot: int) -> None:
+        """Take away what leads to a slot nobody attached."""
+        self._steering.remove_guest(slot)
+
+    def remove_entry(self, entry: FiveTuple | int) -> None:
+        """This flow or connection id comes to the orchestrator again. Idempotent."""
+        if isinstance(entry, FiveTuple):
+            self._steering.unsteer(flows=[entry])
+        else:
+            self._steering.unsteer(connections=[entry])
 
     # -- for the orchestrator ----------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class OwnedDomain:
     active: bool
     started_at: float
     """Unix seconds, from the mark."""
+    uuid: str = ""
 
 
 class Hypervisor(Protocol):

@@ -7,7 +7,9 @@ ours. The clock is passed in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -49,7 +51,9 @@ class EventLog:
         self._now_us = now_us
         self._events: deque[Event] = deque(maxlen=CAPACITY)
         self._seq = 0
-        self._file = path.open("a", buffering=1) if path else None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o644) if path else None
+        self._torn = False
         self._wake: set[asyncio.Event] = set()
         self.counts: Counter[str] = Counter()
 
@@ -59,15 +63,19 @@ class EventLog:
         event = Event(self._seq, self._now_us(), self._host, name, connection, fields)
         self._events.append(event)
         self.counts[name] += 1
-        if self._file:
-            try:
-                self._file.write(json.dumps(event.to_json()) + "\n")
-            except OSError:
-                # A full disk must not stop forwarding: the memory log goes on, the file ends here.
-                self._file = None
+        self._write(json.dumps(event.to_json()).encode())
         for wake in self._wake:
             wake.set()
         return event
+
+    def _write(self, line: bytes) -> None:
+        if self._descriptor is None:
+            return
+        # A full disk must not stop forwarding: the memory log goes on, and the file when there is
+        # room again. It may have cut the last line short, which then is ended first.
+        whole = b"\n" * self._torn + line + b"\n"
+        with contextlib.suppress(OSError):
+            self._torn = os.write(self._descriptor, whole) < len(whole)
 
     def since(self, seq: int) -> list[Event]:
         """Events numbered above ``seq``, oldest first."""
@@ -88,6 +96,6 @@ class EventLog:
             self._wake.discard(wake)
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
-            self._file = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

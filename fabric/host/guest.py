@@ -21,7 +21,7 @@ from fabric.host.host_key import HostKey
 from fabric.host.identity import GuestIdentity
 from fabric.host.image import kernel_arguments
 from fabric.host.lifecycle import GuestEvent, GuestState, advance
-from fabric.wire.control import Hello, Identified, Message, Quiesced, Ready
+from fabric.wire.control import Hello, Identified, Identity, Message, Quiesced, Ready
 
 if TYPE_CHECKING:
     from fabric.host.template import Template  # it imports this module
@@ -106,6 +106,8 @@ class Guest:
         self.said_ready: asyncio.Future[Ready] = loop.create_future()
         self.said_quiesced: asyncio.Future[Quiesced] = loop.create_future()
         self.said_identified: asyncio.Future[Identified] = loop.create_future()
+        self.said_identity: asyncio.Future[Identity] | None = None
+        """Only of one that may be adopted; a running guest's answers are its watch's."""
         self.fault: asyncio.Future[str] = loop.create_future()
         """Resolved with the reason when the guest is lost while a spawn waits for it."""
         self.creation: asyncio.Future[Any] | None = None
@@ -130,13 +132,19 @@ class Guest:
         if self.state is not state:
             raise AgentLost(f"{self.name}: destroyed while it was coming up")
 
+    def expect_identity(self) -> asyncio.Future[Identity]:
+        """What it says next to the question who it is."""
+        self.said_identity = asyncio.get_running_loop().create_future()
+        return self.said_identity
+
     def hear(self, message: Message) -> bool:
         """Take a word somebody waits for; False when it is none, or was said before."""
-        words: dict[type, asyncio.Future[Any]] = {
+        words: dict[type, asyncio.Future[Any] | None] = {
             Hello: self.said_hello,
             Ready: self.said_ready,
             Quiesced: self.said_quiesced,
             Identified: self.said_identified,
+            Identity: self.said_identity,
         }
         waiting = words.get(type(message))
         if waiting is None or waiting.done():
@@ -168,6 +176,8 @@ async def unless_lost(guest: Guest, work: Awaitable[_T]) -> _T:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # looked at, whoever else wants to know
 
 
 def milliseconds_since(begun: float) -> float:

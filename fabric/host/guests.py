@@ -16,11 +16,19 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from fabric.errors import AgentLost, CapacityExceeded, Conflict, FabricError, SpawnFailed
+from fabric.errors import (
+    AgentLost,
+    CapacityExceeded,
+    Conflict,
+    EnvironmentFault,
+    FabricError,
+    SpawnFailed,
+)
+from fabric.host.adoption import Adopter, Inheritance
 from fabric.host.bridge_ports import BridgePorts
 from fabric.host.bundle import Bundle
 from fabric.host.channel import Channel
@@ -28,6 +36,7 @@ from fabric.host.config import HostConfig
 from fabric.host.copies import impostor
 from fabric.host.domain_xml import OwnerMark, mark_element
 from fabric.host.domains import DomainEvent, Hypervisor
+from fabric.host.faults import OnStep, Step, pass_by
 from fabric.host.guest import (
     NO_CONNECTION,
     Accelerator,
@@ -36,11 +45,12 @@ from fabric.host.guest import (
     milliseconds_since,
     phase,
 )
-from fabric.host.identity import GuestIdentity
-from fabric.host.journal import Journal
-from fabric.host.leftovers import GUEST_KIND, clear_leftovers
+from fabric.host.identity import GuestIdentity, slot_of
+from fabric.host.journal import GUEST_KIND, Journal
 from fabric.host.lifecycle import GuestEvent, GuestState
+from fabric.host.ping import Ping, ping
 from fabric.host.provision import Provisioner, SshKeys, SshProvisioner
+from fabric.host.records import SavedConnection
 from fabric.host.steps import Hooks, Steps
 from fabric.host.supply import PooledTier, Slots, Supply
 from fabric.host.template import TemplateStore
@@ -74,7 +84,7 @@ class GuestManager:
     ``on_event(name, guest, fields)``, ``on_message(guest, message)``, ``on_lost(guest)`` and
     ``on_notice(name, fields)`` (of no guest) are called on the event loop. ``on_attach(identity)``
     runs just before a domain is created and ``on_detach(identity)`` when it is gone: the place for
-    static neighbour entries.
+    static neighbour entries. ``on_step(step)`` is called at each :class:`Step`, on any thread.
     A lost guest is destroyed by the manager itself.
     """
 
@@ -92,6 +102,7 @@ class GuestManager:
         boots: int | None = None,
         templates: TemplateStore | None = None,
         pooled: tuple[str, ...] = (),
+        ping: Ping = ping,
     ) -> None:
         """``templates``: None means that guests only boot; ``pooled``: the tiers guests are kept
         ready for."""
@@ -101,8 +112,10 @@ class GuestManager:
         self.on_notice: Callable[[str, dict[str, Any]], None] = _ignore
         self.on_attach: Callable[[GuestIdentity], None] = _ignore
         self.on_detach: Callable[[GuestIdentity], None] = _ignore
+        self.on_step: OnStep = pass_by
         self._config = config
         self._hypervisor = hypervisor
+        self._ping = ping
         self._journal = journal or Journal(config.host_dir / "journal.jsonl")
         threads = THREADS_PER_CPU * (os.cpu_count() or 1)
         self._makers = ThreadPoolExecutor(threads, "fabric-spawn")
@@ -117,7 +130,7 @@ class GuestManager:
             self._journal,
             provisioner or SshProvisioner(keys, bundle.data, self._makers),
             self._makers,
-            Hooks(self._emit, self._attach, self._listen, self._lost),
+            Hooks(self._emit, self._attach, self._listen, self.lose, self._step),
         )
         slots = Slots(self._maker, self._make, self.destroy, self._busy, self._notice)
         self._supply = Supply(steps, slots, templates, pooled, boots)
@@ -146,23 +159,22 @@ class GuestManager:
 
     # -- spawn ---------------------------------------------------------------------------------
 
-    async def start(self) -> int:
-        """Open the journal, watch the hypervisor, destroy what a former life left behind.
+    async def start(self, saved: Sequence[SavedConnection] = ()) -> Inheritance:
+        """Open the journal, watch the hypervisor, see what an earlier life left behind: adopt the
+        guests of ``saved`` that live, begin to destroy all others.
 
-        Returns how many leftovers there were. Called by the first spawn if not before. Raises
-        HypervisorDown, EnvironmentFault (journal), SpawnFailed (a leftover that cannot be ended).
+        Called by the first spawn if not before. Raises HypervisorDown, EnvironmentFault (journal).
         """
         async with self._starting:
             if self._started:
-                return 0
+                return Inheritance()
             self._loop = asyncio.get_running_loop()
             self._journal.open()
             await self._blocking(self._hypervisor.watch, self._on_domain_event)
-            owner = (self._hypervisor, self._journal, self._config.lab, self._config.host)
-            leftovers = await self._blocking(clear_leftovers, *owner)
+            inheritance = await Adopter(self._steps, self, self._ping).take_over(saved)
             self._started = True
             self._supply.start()
-            return leftovers
+            return inheritance
 
     async def spawn(self, connection: int, instruct: Instruct, tier: str = "") -> Guest:
         """A running, configured guest for ``connection`` (64-bit id).
@@ -182,12 +194,12 @@ class GuestManager:
                     await self._bring_up(guest, chosen, instruct)
                 except FabricError as exc:
                     reasons.append(str(exc))
-                    self._fail(guest, str(exc), quarantine=isinstance(exc, Conflict))
+                    self.fail(guest, str(exc), quarantine=isinstance(exc, Conflict))
                     if tiers and not self._closing:
                         self._fall_back(guest, chosen, tiers[0], str(exc))
                 except BaseException:
                     # Cancelled, or a defect: nothing may stay behind either way.
-                    self._fail(guest, "the spawn was abandoned")
+                    self.fail(guest, "the spawn was abandoned")
                     raise
                 else:
                     return guest
@@ -232,9 +244,14 @@ class GuestManager:
     def _slot(self, connection: int, tier: str) -> Guest:
         """A guest in the first free slot, nothing of it made yet. Raises CapacityExceeded."""
         index = next(i for i in range(1, len(self._guests) + 2) if i not in self._guests)
+        return self.take(index, connection, tier)
+
+    def take(self, index: int, connection: int, tier: str = "") -> Guest:
+        """A guest in this very slot, which must be free. Raises CapacityExceeded: no such slot."""
         guest = Guest(GuestIdentity.derive(self._config, index), connection)
         guest.tier = tier
         self._guests[index] = guest
+        self.on_step(Step.CLAIMED)
         return guest
 
     def _fall_back(self, guest: Guest, old: Tier, new: Tier, reason: str) -> None:
@@ -256,6 +273,7 @@ class GuestManager:
         guest.phases["total_ms"] = milliseconds_since(begun)
         guest.advance(GuestEvent.READY)
         self._emit("guest-ready", guest, tier=tier.name, phases=dict(guest.phases))
+        self.on_step(Step.READY)
 
     # -- guests of no connection ---------------------------------------------------------------
 
@@ -277,7 +295,7 @@ class GuestManager:
             await tier.make(guest)
         except BaseException as exc:
             why = str(exc) if isinstance(exc, FabricError) else "the host is closing"
-            self._fail(guest, why, quarantine=isinstance(exc, Conflict))
+            self.fail(guest, why, quarantine=isinstance(exc, Conflict))
             raise
         self._emit("guest-kept-ready", guest, tier=tier.name, phases=dict(guest.phases))
         return guest
@@ -314,7 +332,7 @@ class GuestManager:
                 self._hear(guest, message)
         except AgentLost as exc:
             reason = exc.message
-        self._lost(guest, reason)
+        self.lose(guest, reason)
 
     def _hear(self, guest: Guest, message: Message) -> None:
         if isinstance(message, Identified):
@@ -328,7 +346,7 @@ class GuestManager:
         """A copy shows who it became, behind its first packet."""
         if why := impostor(guest, said):
             self._supply.blame(guest, why)
-            self._lost(guest, why)
+            self.lose(guest, why)
             return
         guest.sample = said.sample
         fields = {"mac": said.mac, "address": said.address, "sample": said.sample}
@@ -337,7 +355,7 @@ class GuestManager:
     def _refused(self, guest: Guest, error: AgentEvent) -> None:
         """An agent that cannot use its configuration will never be ready: do not wait for it."""
         if not guest.said_ready.done():
-            self._lost(guest, f"its agent refused the configuration: {error.fields}")
+            self.lose(guest, f"its agent refused the configuration: {error.fields}")
 
     def _on_domain_event(self, event: DomainEvent, name: str, uuid: str) -> None:
         """On a thread of the hypervisor's."""
@@ -348,28 +366,31 @@ class GuestManager:
     def _on_stopped(self, event: DomainEvent, name: str, uuid: str) -> None:
         if event is DomainEvent.RECONNECTED:
             # Stops in between went unseen, but their channels ended: nothing to do.
+            self.on_notice("libvirt-reconnected", {})
             return
         for guest in self.guests():
             # The news may be of the domain that had this slot before.
             if guest.name == name and guest.uuid == uuid:
-                self._lost(guest, "its domain stopped")
+                self.lose(guest, "its domain stopped")
             elif guest.name == name and not guest.uuid:
                 guest.stops.add(uuid)
 
-    def _lost(self, guest: Guest, reason: str) -> None:
+    def lose(self, guest: Guest, reason: str) -> None:
+        """It died, or is as good as dead: end it, and tell whom it serves. Late news is fine."""
         if guest.state in (GuestState.DESTROYING, GuestState.GONE):
             return
         if self._supply.discard(guest):
-            self._fail(guest, reason)
+            self.fail(guest, reason)
             return
         if guest.state not in (GuestState.RUNNING, GuestState.DRAINING):
             if not guest.fault.done():
                 guest.fault.set_result(reason)
             return
-        self._fail(guest, reason)
+        self.fail(guest, reason)
         self.on_lost(guest)
 
-    def _fail(self, guest: Guest, reason: str, *, quarantine: bool = False) -> None:
+    def fail(self, guest: Guest, reason: str, *, quarantine: bool = False) -> None:
+        """It is broken: end it, unless something that may not be this guest has its name."""
         if guest.state in (GuestState.DESTROYING, GuestState.GONE):
             return  # destroyed on purpose while it was coming up
         during = guest.state.value
@@ -396,7 +417,15 @@ class GuestManager:
             guest.ending = asyncio.get_running_loop().create_task(self._tear_down(guest))
         return guest.ending
 
+    def reclaim(self, name: str) -> asyncio.Task[None] | None:
+        """End whatever has a guest's name while no guest has; None when one does."""
+        index = slot_of(self._config.lab, self._config.host, name)
+        if index is None or index in self._guests:
+            return None
+        return self._end(self.take(index, NO_CONNECTION))
+
     async def _tear_down(self, guest: Guest) -> None:
+        self.on_step(Step.ENDING)
         if guest.creation is not None:
             await asyncio.wait({guest.creation})
             if isinstance(guest.creation.exception(), Conflict):
@@ -410,12 +439,15 @@ class GuestManager:
             if not self._closing and self._loop is not None:
                 self._loop.call_later(RETRY_DESTROY, self._retry, guest)
             return
+        self.on_step(Step.DESTROYED)
         if guest.listening is not None:
             guest.listening.cancel()
         if guest.channel is not None:
             await guest.channel.close()
         await self._blocking(self._forget, guest, pool=self._destroyers)
+        self.on_step(Step.DISOWNED)
         self.on_detach(guest.identity)
+        self.on_step(Step.DETACHED)
         guest.advance(GuestEvent.ABSENT)
         self._guests.pop(guest.index, None)
         self._emit("guest-destroyed", guest)
@@ -427,7 +459,8 @@ class GuestManager:
     def _forget(self, guest: Guest) -> None:
         """In a thread: absence is proven, so ownership ends."""
         guest.identity.channel.unlink(missing_ok=True)
-        self._journal.done(GUEST_KIND, guest.name)
+        with contextlib.suppress(EnvironmentFault):  # a full disk: then it is looked for once more
+            self._journal.done(GUEST_KIND, guest.name)
 
     async def close(self) -> None:
         """Destroy every guest and release everything. Idempotent."""
@@ -458,6 +491,9 @@ class GuestManager:
 
     def _attach(self, identity: GuestIdentity) -> None:
         self.on_attach(identity)
+
+    def _step(self, step: Step) -> None:
+        self.on_step(step)
 
     def _emit(self, name: str, guest: Guest, /, **fields: Any) -> None:
         self.on_event(name, guest, fields)

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,20 +24,14 @@ import libvirt
 import libvirt_qemu
 
 from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
-from fabric.host import migration
+from fabric.host import migration, remains
 from fabric.host.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark_element
 from fabric.host.domains import DomainEvent, DomainHandle, Hypervisor, OwnedDomain, Watcher
-from fabric.host.netns import libvirt_process
 from fabric.host.process import Process
 
 __all__ = [
-    "DomainEvent",
-    "DomainHandle",
-    "Hypervisor",
-    "LibvirtHypervisor",
-    "OwnedDomain",
-    "Watcher",
-]
+    "DomainEvent", "DomainHandle", "Hypervisor", "LibvirtHypervisor", "OwnedDomain", "Watcher",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +45,14 @@ DESTROY_DEADLINE = 20.0
 """Seconds until a domain must be gone. libvirt itself gives QEMU 10 s before it uses SIGKILL."""
 
 RECONNECT_PAUSE = 1.0
-"""Seconds between two attempts to reach a libvirtd that went away."""
+"""Seconds between two attempts in the background to reach a libvirtd that went away."""
+
+WAIT_PAUSE = 0.2
+"""The same, where somebody waits for it."""
+
+RESTART_PATIENCE = 10.0
+"""Seconds a call waits for a libvirtd that went away: one that is restarted is back after two, and
+a caller who waits needs no second try. Counted from when it went."""
 
 _POLL = 0.01
 _PID_DIRECTORY = Path("/run/libvirt/qemu")
@@ -88,8 +89,15 @@ class _EventLoop:
 class LibvirtHypervisor:
     """:class:`Hypervisor` over libvirt-python. Acquires nothing until first used."""
 
-    def __init__(self, uri: str = "qemu:///system") -> None:
+    def __init__(
+        self, uri: str = "qemu:///system", *, revive: Callable[[], bool] | None = None
+    ) -> None:
+        """``revive``: has a libvirtd that went away started again if that is for us to do; whether
+        one answers. May raise FabricError, and block. With it, a libvirtd that is not there at
+        first counts as one that just went away."""
         self.uri = uri
+        self._revive = revive
+        self._lost_at = None if revive is None else time.monotonic()
         self._lock = threading.RLock()
         self._connection: Any = None
         self._watchers: list[Watcher] = []
@@ -157,21 +165,24 @@ class LibvirtHypervisor:
             raise self._translated(exc, f"marking {name}") from exc
 
     def destroy(self, name: str) -> None:
-        process = Process.find(self._pid(name), name)
+        process = self._process(name)
         taps: list[str] = []
         domain = self._lookup(name)
+        if domain is None and process is not None:
+            # Its libvirtd died before it had noted what it started, and nobody knows it any more.
+            remains.kill(process)
         if domain is not None:
             try:
-                taps = _taps(domain.XMLDesc(0))
+                taps = remains.taps(domain.XMLDesc(0))
                 domain.destroy()
             except libvirt.libvirtError as exc:
                 if exc.get_error_code() not in _GONE:
                     raise self._translated(exc, f"destroying {name}") from exc
         deadline = time.monotonic() + DESTROY_DEADLINE
-        while remains := self._remains(name, process, taps):
+        while left := self._remains(name, process, taps):
             if time.monotonic() > deadline:
                 raise SpawnFailed(
-                    f"domain {name} was destroyed, but {remains} is still there after "
+                    f"domain {name} was destroyed, but {left} is still there after "
                     f"{DESTROY_DEADLINE:g} s",
                     cure="look at libvirt's log; `fabric gc` tries again",
                 )
@@ -191,18 +202,9 @@ class LibvirtHypervisor:
                 mark = read_mark_element(metadata)
                 if mark is None or lab not in (None, mark.lab) or host not in (None, mark.host):
                     continue
-                active = bool(domain.isActive())
-                found.append(
-                    OwnedDomain(
-                        domain.name(),
-                        mark.lab,
-                        mark.host,
-                        mark.index,
-                        mark.connection,
-                        active,
-                        mark.created_us / 1e6,
-                    )
-                )
+                facts = (bool(domain.isActive()), mark.created_us / 1e6, domain.UUIDString())
+                whose = (mark.lab, mark.host, mark.index, mark.connection)
+                found.append(OwnedDomain(domain.name(), *whose, *facts))
         return sorted(found, key=lambda owned: owned.name)
 
     def watch(self, watcher: Watcher) -> None:
@@ -229,6 +231,22 @@ class LibvirtHypervisor:
     # -- the connection ------------------------------------------------------------------------
 
     def _connected(self) -> Any:
+        """The connection; waits for a libvirtd that went away to come back. Not while holding the
+        lock: others may find it first."""
+        while True:
+            try:
+                return self._connect()
+            except HypervisorDown:
+                lost_at = self._lost_at
+                if self._closed or lost_at is None:
+                    raise  # there never was one: nothing says that waiting would help
+                if self._revive is not None and self._revive():
+                    continue
+                if time.monotonic() - lost_at > RESTART_PATIENCE:
+                    raise
+                time.sleep(WAIT_PAUSE)
+
+    def _connect(self) -> Any:
         with self._lock:
             if self._closed:
                 raise HypervisorDown(f"{self.uri}: this connection was closed")
@@ -249,11 +267,12 @@ class LibvirtHypervisor:
                 )
             except libvirt.libvirtError as exc:
                 raise self._translated(exc, "connecting") from exc
-            self._connection = connection
+            self._connection, self._lost_at = connection, None
             return connection
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        self._lost_at = time.monotonic()
         with contextlib.suppress(libvirt.libvirtError):
             connection.close()
 
@@ -339,8 +358,14 @@ class LibvirtHypervisor:
             return "the domain"
         if process is not None and process.is_alive():
             return f"its process {process.pid}"
-        left = _interfaces().intersection(taps)
+        left = remains.interfaces().intersection(taps)
         return f"its interface {', '.join(left)}" if left else ""
+
+    def _process(self, name: str) -> Process | None:
+        """Its QEMU, also where libvirt does not know it."""
+        if not self.uri.startswith("qemu:"):
+            return None
+        return Process.find(self._pid(name), name) or remains.qemus(name).get(name)
 
     def _pid(self, name: str) -> int | None:
         if not self.uri.startswith("qemu:"):
@@ -371,19 +396,3 @@ _DOWN = (
     libvirt.VIR_ERR_AUTH_FAILED,
     libvirt.VIR_ERR_RPC,
 )
-
-
-def _taps(xml: str) -> list[str]:
-    import xml.etree.ElementTree as ET
-
-    targets = ET.fromstring(xml).findall("./devices/interface/target")
-    return [dev for target in targets if (dev := target.get("dev"))]
-
-
-def _interfaces() -> set[str]:
-    """Interfaces of the network namespace libvirt runs in, which need not be ours."""
-    daemon = libvirt_process()
-    with contextlib.suppress(OSError):
-        lines = (daemon / "net/dev").read_text().splitlines() if daemon else []
-        return {line.split(":")[0].strip() for line in lines if ":" in line}
-    return set()

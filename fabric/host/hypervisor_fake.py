@@ -121,6 +121,7 @@ class FakeHypervisor:
                     mark.connection,
                     True,
                     mark.created_us / 1e6,
+                    self.uuids.get(name, ""),
                 )
                 for name, mark in sorted(self.domains.items())
                 if mark and lab in (None, mark.lab) and host in (None, mark.host)
@@ -156,6 +157,11 @@ class FakeHypervisor:
         """The news of a domain's end arrives, however late."""
         for watcher in tuple(self._watchers):
             watcher(DomainEvent.STOPPED, name, identifier)
+
+    def tell_reconnected(self) -> None:
+        """The daemon was away; what happened meanwhile goes unreported."""
+        for watcher in tuple(self._watchers):
+            watcher(DomainEvent.RECONNECTED, "", "")
 
     def _tell(self, event: DomainEvent, name: str) -> None:
         for watcher in tuple(self._watchers):

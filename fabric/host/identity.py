@@ -41,6 +41,13 @@ def domain_name(lab: str, host: str, index: int) -> str:
     return f"fabric-{lab}-{host}-g{index}"
 
 
+def slot_of(lab: str, host: str, name: str) -> int | None:
+    """The slot of a domain name; None for anything :func:`domain_name` does not make."""
+    digits = name.removeprefix(domain_name(lab, host, 0)[:-1])
+    slot = int(digits) if digits.isdecimal() and len(digits) <= 4 else 0
+    return slot if 1 <= slot <= MAX_GUEST_INDEX and domain_name(lab, host, slot) == name else None
+
+
 def tap_name(lab: str, node: int, index: int) -> str:
     """Name of the guest's tap; hashed where the plain form would not fit an interface name."""
     tag = lab_tag(lab)

@@ -23,6 +23,20 @@ from fabric.wire.packet import (
     Packet,
 )
 
+SEQUENCES_PER_MS = 1 << 13
+"""Sequence numbers a guest has for each millisecond of its life: eight million packets a second, a
+hundred times what an agent sends. The numbers stay below 2^53 until 2058, so that programs that
+read JSON numbers as floating point (jq) keep them exact."""
+
+SEQUENCE_EPOCH_US = 1_704_067_200_000_000
+"""2024-01-01, Unix µs."""
+
+
+def first_sequence(now_us: int) -> int:
+    """The first sequence number of a guest that is configured now: above those of every earlier
+    guest of its connection, whatever became of that one and of those who knew it."""
+    return max(0, now_us - SEQUENCE_EPOCH_US) // 1000 * SEQUENCES_PER_MS + 1
+
 
 def instructions(
     config: HostConfig,
@@ -36,6 +50,8 @@ def instructions(
     """What the agent of guest number ``guest`` is told about itself, its connection, its host.
     ``first``: inner packets it is to send on at once."""
     ingress = connection.role is Role.INGRESS
+    # The connection's own rows; all of them where its far end is left to the agent to find.
+    ends = (connection.source_node, connection.destination_node)
     return Configure(
         connection=connection.id,
         lab=config.lab,
@@ -47,7 +63,7 @@ def instructions(
         policy=config.policy if ingress else None,
         protocol=None if ingress else connection.protocol,
         flow=connection.flow.to_json() if connection.flow else None,
-        table=table.to_json(),
+        table=table.to_json(ends if connection.destination_node else None),
         prefixes=[[prefix, node.id] for node in topology.nodes for prefix in node.prefixes],
         interfaces={hop.address: hop.interface for hop in topology.neighbours(config.node)},
         port=config.port,
@@ -57,6 +73,7 @@ def instructions(
         source_node=connection.source_node,
         destination_node=connection.destination_node,
         first=[packet.hex() for packet in first],
+        first_sequence=first_sequence(now_us),
     )
 
 

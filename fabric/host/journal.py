@@ -22,6 +22,9 @@ from typing import Any, Self
 
 from fabric.errors import EnvironmentFault, NoSpace
 
+GUEST_KIND = "guest"
+"""Kind of the entries that stand for domains."""
+
 COMPACT_AFTER_LINES = 1024
 """Closed lines tolerated before the file is rewritten: bounds it to roughly 200 KiB."""
 

@@ -1,11 +1,15 @@
 """A running libvirt, where none is supervised.
 
 Owns: starting ``libvirtd`` and ``virtlogd`` when nothing answers, on machines without an init
-system that would. May import: errors, host.hypervisor. Never stops a daemon: others may use it.
+system that would, and starting them again when they died. May import: errors, host.hypervisor,
+host.process. Never stops a daemon: others may use it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
 import pwd
 import shutil
@@ -13,10 +17,12 @@ import socket
 import stat
 import subprocess
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fabric.errors import HypervisorDown, ToolMissing
 from fabric.host.hypervisor import LibvirtHypervisor
+from fabric.host.process import Process, boot_id
 
 START_DEADLINE = 30.0
 """Seconds until a started libvirtd must answer."""
@@ -29,7 +35,11 @@ _VIRTLOGD_SOCKET = Path("/run/libvirt/virtlogd-sock")
 _KVM = Path("/dev/kvm")
 _QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 _OWN_DIRECTORY = Path("/run/fabric-libvirt")
-"""What the daemon started here sees in place of the machine's; only root may enter."""
+"""What the daemon started here sees in place of the machine's, and a note that we started it; only
+root may enter."""
+
+_NOTE = _OWN_DIRECTORY / "started.json"
+_PID_FILE = Path("/run/libvirtd.pid")
 
 _QEMU_USERS = ("libvirt-qemu", "qemu")
 """Whom libvirt runs QEMU as: on Debian and Ubuntu, elsewhere."""
@@ -69,16 +79,107 @@ def ensure_libvirtd(uri: str = SYSTEM_URI, deadline: float = START_DEADLINE) -> 
             "libvirtd is not installed",
             cure="install the Debian packages libvirt-daemon-system and qemu-system-x86",
         )
-    end = time.monotonic() + deadline
     _start(_with_consistent_kvm([libvirtd, "-d"]))
-    while not answers(uri):
+    _await_answer(deadline)
+    _note()
+    return True
+
+
+def revive(deadline: float = START_DEADLINE) -> bool:
+    """Start this machine's libvirtd again if it was started here and died; whether one answers now.
+
+    Where an init system keeps it, or an administrator stopped it, that is theirs to do. Called by
+    any number of orchestrators at once, one of which does it. Raises HypervisorDown when the new
+    one does not answer, ToolMissing.
+    """
+    with contextlib.suppress(OSError), (_OWN_DIRECTORY / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if answers():
+            return True
+        former = Former.read()
+        if former is None or former.process.is_alive():
+            return False
+        door = former.door()
+        libvirtd, virtlogd = _find("libvirtd"), _find("virtlogd")
+        if door is None or libvirtd is None:
+            return False
+        if virtlogd is not None and not _listens(_VIRTLOGD_SOCKET):
+            _start([*door, virtlogd, "-d"])
+        _start([*door, *_with_consistent_kvm([libvirtd, "-d"])])
+        _await_answer(deadline)
+        _note(former)
+        return True
+    return False
+
+
+def _await_answer(deadline: float) -> None:
+    end = time.monotonic() + deadline
+    while not answers():
         if time.monotonic() > end:
             raise HypervisorDown(
-                f"libvirtd was started but {uri} did not answer within {deadline:g} s",
+                f"libvirtd was started but does not answer within {deadline:g} s",
                 cure="run `libvirtd` in a terminal to see why; `fabric doctor` checks the rest",
             )
         time.sleep(_POLL)
-    return True
+
+
+@dataclass(frozen=True)
+class Former:
+    """The libvirtd that was started here last, and the namespaces it was started from. A lab's
+    orchestrators stand in others: a libvirtd of theirs would look for bridges in the wrong place.
+    """
+
+    process: Process
+    boot: str
+    network: int
+    mounts: int
+    """Inode numbers of the namespaces."""
+
+    @classmethod
+    def read(cls) -> Former | None:
+        try:
+            noted = json.loads(_NOTE.read_text())
+            former = cls(**{**noted, "process": Process(**noted["process"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return former if former.boot == boot_id() else None
+
+    def door(self) -> list[str] | None:
+        """What to put before a command so that it runs in those namespaces; None: no way there."""
+        wanted = (self.network, self.mounts)
+        if namespaces("self") == wanted:
+            return []
+        for entry in Path("/proc").iterdir():
+            # Any process that stands there will do.
+            if entry.name.isdigit() and namespaces(entry.name) == wanted:
+                return ["nsenter", "--target", entry.name, "--net", "--mount", "--"]
+        return None
+
+
+def _note(former: Former | None = None) -> None:
+    """Remember that the libvirtd that answers now was started here. Without it, it is only not
+    started again."""
+    with contextlib.suppress(OSError, ValueError):
+        process = Process.find(int(_PID_FILE.read_text()), "libvirtd")
+        network, mounts = (
+            (former.network, former.mounts) if former is not None else namespaces("self")
+        )
+        if process is not None:
+            note = asdict(Former(process, boot_id(), network, mounts))
+            _OWN_DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+            draft = _NOTE.with_suffix(".new")
+            draft.write_text(json.dumps(note) + "\n")
+            draft.rename(_NOTE)
+
+
+def namespaces(process: str) -> tuple[int, int]:
+    """(network, mounts) of a process, as inode numbers; zeros when it may not be asked."""
+    try:
+        places = [Path("/proc") / process / "ns" / kind for kind in ("net", "mnt")]
+        network, mounts = (place.stat().st_ino for place in places)
+    except OSError:
+        return 0, 0
+    return network, mounts
 
 
 def kvm_device_problem(device: Path = _KVM) -> str:

@@ -55,6 +55,8 @@ class GuestEvent(Enum):
     CLAIMED = "claimed"
     """A connection came for it."""
     READY = "ready"
+    ADOPT = "adopt"
+    """It was found running, and proved that it carries its connection."""
     DRAIN = "drain"
     FAULT = "fault"
     """A step failed."""
@@ -81,6 +83,7 @@ TRANSITIONS: dict[tuple[GuestState, GuestEvent], GuestState] = {
     (_S.CONFIGURING, _E.PARKED): _S.WARM,
     (_S.WARM, _E.CLAIMED): _S.CONFIGURING,
     (_S.CONFIGURING, _E.READY): _S.RUNNING,
+    (_S.REQUESTED, _E.ADOPT): _S.RUNNING,
     (_S.RUNNING, _E.DRAIN): _S.DRAINING,
     (_S.DRAINING, _E.DRAIN): _S.DRAINING,
     # Anything may fail or be lost until its destruction began.

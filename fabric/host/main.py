@@ -1,17 +1,14 @@
 """The orchestrator process: ``python -m fabric.host.main CONFIG.json``.
 
-Owns: assembly of one host's parts, the event loop, signals. May import: errors, routing, host. Runs
-inside the host's network namespace; on a real machine that is the machine's own.
+Owns: what of a host reaches outside, the event loop, signals. May import: errors, routing, host.
+Runs inside the host's network namespace; on a real machine that is the machine's own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
-import secrets
 import signal
 import sys
 import time
@@ -20,30 +17,28 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from fabric import __version__
 from fabric.errors import FabricError
+from fabric.host import libvirtd
 from fabric.host.acceleration import Acceleration, QemuBooter, probe
 from fabric.host.api import build_api
 from fabric.host.appfacts import find_facts
+from fabric.host.assembly import Host, Parts
 from fabric.host.bridge_ports import KernelBridgePorts
 from fabric.host.bundle import Bundle, build_bundle, compiler_for
 from fabric.host.config import HostConfig
 from fabric.host.datapath import KernelDatapath
 from fabric.host.events import EventLog
-from fabric.host.guest import NO_CONNECTION
-from fabric.host.guests import Guest, GuestManager
+from fabric.host.faults import StopAt
 from fabric.host.hypervisor import LibvirtHypervisor
 from fabric.host.image import GuestImage, load_image
-from fabric.host.orchestrator import Orchestrator
 from fabric.host.template import Ingredients, TemplateStore
 from fabric.host.views import Status
 from fabric.routing.policy import Policy
-from fabric.routing.protocols import PROTOCOLS, compute_table
 from fabric.routing.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -61,12 +56,6 @@ class SystemClock:
         return time.time_ns() // 1000
 
 
-def table_version(topology: Topology) -> int:
-    """Version of a table computed from a static topology: 32 bits of its content's digest."""
-    text = json.dumps(topology.to_json(), sort_keys=True).encode()
-    return int.from_bytes(hashlib.blake2s(text, digest_size=4).digest(), "big")
-
-
 class Server(uvicorn.Server):
     """uvicorn without its own signal handling: the orchestrator decides when to end."""
 
@@ -81,65 +70,55 @@ async def serve(config: HostConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     clock = SystemClock()
-    started_at = datetime.now(UTC).isoformat(timespec="microseconds")
     config.host_dir.mkdir(parents=True, exist_ok=True)
-    events = EventLog(config.host, clock.unix_us, config.host_dir / "events.jsonl")
     state_dir = Path(config.state_dir)
     image = load_image(state_dir)
     acceleration = await asyncio.to_thread(probe, image, state_dir)
-    topology = Topology.from_json(config.topology)
-    table = compute_table(topology, config.node, table_version(topology))
     async with AsyncExitStack() as stack:
+        events = EventLog(config.host, clock.unix_us, config.host_dir / "events.jsonl")
         stack.callback(events.close)
-        hypervisor = LibvirtHypervisor(config.libvirt_uri)
+        revive = libvirtd.revive if config.libvirt_uri == libvirtd.SYSTEM_URI else None
+        hypervisor = LibvirtHypervisor(config.libvirt_uri, revive=revive)
         stack.callback(hypervisor.close)
-        datapath = stack.enter_context(KernelDatapath(config, topology))
+        topology = Topology.from_json(config.topology)
+        kernel = stack.enter_context(KernelDatapath(config, topology))
         bundle = build_bundle(compiler=compiler_for(image))
-        policy = Policy.from_json(config.policy)
-        tiers = {config.tier, *policy.tiers()} if config.spawning else {"cold"}
+        policy = Policy.from_json(config.policy, topology.protocol_names)
         templates = None
-        if tiers != {"cold"}:
+        tiers = (config.tier, *policy.tiers()) if config.spawning else ("cold",)
+        if set(tiers) != {"cold"}:
             templates = await asyncio.to_thread(
                 _template_store, config, image, acceleration, bundle
             )
-        ports = stack.enter_context(KernelBridgePorts())
-        manager = GuestManager(
-            config,
-            image,
-            acceleration,
-            hypervisor,
-            bundle,
-            ports=ports,
-            templates=templates,
-            pooled=tuple(tiers),
-        )
-        orchestrator = Orchestrator(
-            config,
-            topology,
-            table,
-            policy,
-            datapath=datapath,
-            guests=manager,
-            find_facts=find_facts,
+        parts = Parts(
+            config=config,
+            image=image,
+            acceleration=acceleration,
+            bundle=bundle,
+            hypervisor=hypervisor,
+            kernel=kernel,
+            ports=stack.enter_context(KernelBridgePorts()),
             events=events,
             clock=clock,
-            first_serial=secrets.randbits(32),
+            find_facts=find_facts,
+            templates=templates,
+            pooled=tiers,
+            on_step=StopAt(config.host_dir / "stop-at"),
         )
-        manager.on_event = partial(_on_guest_event, events)
-        manager.on_notice = partial(_on_notice, events)
-        manager.on_message = orchestrator.messages.on_message
-        manager.on_lost = orchestrator.on_guest_lost
-        manager.on_attach, manager.on_detach = datapath.attach, datapath.detach
-        leftovers = await manager.start()
-        if leftovers:
-            events.emit("leftovers-destroyed", guests=leftovers)
-        loop.add_reader(datapath.miss_fd, lambda: orchestrator.on_miss(datapath.read_miss()))
+        host = Host(parts)
+        await host.start()
+        orchestrator = host.orchestrator
+        loop.add_reader(kernel.miss_fd, lambda: orchestrator.on_miss(kernel.read_miss()))
         loop.add_reader(
-            datapath.underlay_fd, lambda: orchestrator.on_underlay(datapath.read_underlay())
+            kernel.underlay_fd, lambda: orchestrator.on_underlay(kernel.read_underlay())
         )
-        status = partial(_status, config, orchestrator, manager, datapath, acceleration, started_at)
-        app = build_api(orchestrator, status, stop.set)
-        await _run(app, config, orchestrator, stop)
+        status = partial(_status, config, host, acceleration, _now())
+        app = build_api(orchestrator, status, stop.set, host.housekeeper.run)
+        await _run(app, config, host, events, stop)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _template_store(
@@ -152,7 +131,7 @@ def _template_store(
 
 
 async def _run(
-    app: FastAPI, config: HostConfig, orchestrator: Orchestrator, stop: asyncio.Event
+    app: FastAPI, config: HostConfig, host: Host, events: EventLog, stop: asyncio.Event
 ) -> None:
     """Serve the API until everything has ended after ``stop``.
 
@@ -169,39 +148,23 @@ async def _run(
         )
     )
     serving = asyncio.create_task(server._serve())
-    orchestrator.events.emit("started", version=__version__, pid=os.getpid())
+    events.emit("started", version=__version__, pid=os.getpid())
     try:
         while not stop.is_set() and not serving.done():
-            orchestrator.sweep()
+            host.tick()
             try:
                 await asyncio.wait_for(stop.wait(), SWEEP_INTERVAL)
             except TimeoutError:
                 continue
     finally:
-        orchestrator.events.emit("stopping")
-        await orchestrator.close()
+        events.emit("stopping")
+        await host.close()
         server.should_exit = True
         await serving
         config.api_socket.unlink(missing_ok=True)
 
 
-def _on_guest_event(events: EventLog, name: str, guest: Guest, fields: dict[str, Any]) -> None:
-    label = f"{guest.connection:016x}" if guest.connection != NO_CONNECTION else None
-    events.emit(name, label, **{"guest": guest.name, **fields})
-
-
-def _on_notice(events: EventLog, name: str, fields: dict[str, Any]) -> None:
-    events.emit(name, **fields)
-
-
-def _status(
-    config: HostConfig,
-    orchestrator: Orchestrator,
-    manager: GuestManager,
-    datapath: KernelDatapath,
-    acceleration: Acceleration,
-    started_at: str,
-) -> Status:
+def _status(config: HostConfig, host: Host, acceleration: Acceleration, started_at: str) -> Status:
     return Status(
         lab=config.lab,
         host=config.host,
@@ -209,16 +172,16 @@ def _status(
         pid=os.getpid(),
         started_at=started_at,
         version=__version__,
-        table_version=orchestrator.table.version,
-        guests=manager.alive(),
-        connections=len(orchestrator.connections),
+        table_version=host.orchestrator.table.version,
+        guests=host.manager.alive(),
+        connections=len(host.orchestrator.connections),
         tier=config.tier,
-        kept_ready=manager.kept_ready(),
+        kept_ready=host.manager.kept_ready(),
         acceleration=asdict(acceleration),
         limits=asdict(config.limits),
-        protocols=[protocol.name for protocol in PROTOCOLS.values()],
+        protocols=list(host.orchestrator.topology.protocol_names.values()),
         overlay_addresses=list(config.overlay_addresses),
-        refused_packets=datapath.refused(),
+        refused_packets=host.refused(),
     )
 
 

@@ -12,9 +12,8 @@ from typing import Any, TypeVar, cast
 from fabric.errors import GuestFault, WireError
 from fabric.host.connections import Connection, ConnectionTable, State
 from fabric.host.events import EventLog, iso
-from fabric.host.guests import Guest
+from fabric.host.guest import Guest, unless_lost
 from fabric.host.ports import Clock
-from fabric.routing.protocols import PROTOCOLS
 from fabric.routing.topology import Topology
 from fabric.wire.control import AgentEvent, Align, ClockReading, Counters, Query, Traces
 from fabric.wire.packet import FLAG_REPLY, Packet
@@ -100,12 +99,12 @@ class GuestMessages:
     def trace_view(self, connection: Connection, packet: Packet) -> dict[str, Any]:
         """One packet's trace as the API gives it."""
         header = packet.header
-        known = PROTOCOLS.get(header.protocol)
+        known = self._topology.protocol_names
         name = self._topology.name_of
         return {
             "connection": connection.label,
             "protocol": header.protocol,
-            "protocol_name": known.name if known else str(header.protocol),
+            "protocol_name": known.get(header.protocol, str(header.protocol)),
             "source": name(header.source),
             "destination": name(header.destination),
             "sequence": header.sequence,
@@ -167,13 +166,13 @@ class GuestMessages:
     async def _ask(
         self, connection: Connection, guest: Guest, query: Query, answer: type[_Answer]
     ) -> _Answer:
-        """The answer to a question. Raises TimeoutError, GuestFault."""
+        """The answer to a question. Raises TimeoutError, GuestFault (also when the guest ends)."""
         key = (connection.id, answer)
         if (waiting := self._answers.get(key)) is None:
             waiting = self._answers[key] = asyncio.get_running_loop().create_future()
         guest.send(query)
         try:
             async with asyncio.timeout(ANSWER_DEADLINE):
-                return cast(_Answer, await asyncio.shield(waiting))
+                return cast(_Answer, await unless_lost(guest, asyncio.shield(waiting)))
         finally:
             self._answers.pop(key, None)

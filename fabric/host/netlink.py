@@ -167,8 +167,15 @@ class Netlink:
         self._change(name, mtu=mtu)
 
     def set_mac(self, name: str, mac: str) -> None:
-        """``mac`` in colon form."""
-        self._change(name, address=mac)
+        """``mac`` in colon form. An interface that has it is left alone: at every change the kernel
+        forgets the interface's neighbours."""
+
+        def change() -> None:
+            (link,) = self._route.get_links(_index(name))
+            if link.get_attr("IFLA_ADDRESS") != mac:
+                self._set(name, address=mac)
+
+        self._in_namespace(f"change {name}", change)
 
     def set_alias(self, name: str, alias: str) -> None:
         self._change(name, ifalias=alias)

@@ -14,17 +14,20 @@ from collections.abc import Callable
 from typing import Any
 
 from fabric.errors import CapacityExceeded, FabricError, GuestFault, WireError
+from fabric.host.adoption import Inheritance
 from fabric.host.capacity import Admission
 from fabric.host.config import HostConfig
 from fabric.host.connections import Connection, ConnectionTable, HeldPacket, Role, State
 from fabric.host.events import EventLog
+from fabric.host.faults import OnStep, Step, pass_by
 from fabric.host.guests import Guest
 from fabric.host.identity import GuestIdentity
 from fabric.host.instructions import announced_flow, announcement, instructions, wrapped_refusal
 from fabric.host.messages import GuestMessages
 from fabric.host.ports import Clock, Datapath, Guests
+from fabric.host.succession import Succession
+from fabric.routing.choice import choose
 from fabric.routing.policy import ApplicationFacts, Policy, select
-from fabric.routing.protocols import PROTOCOLS
 from fabric.routing.table import ForwardingTable
 from fabric.routing.topology import Topology
 from fabric.wire.control import Configure, InstallTable
@@ -33,7 +36,6 @@ from fabric.wire.packet import (
     DEFAULT_HOP_LIMIT,
     FLAG_REPLY,
     PAYLOAD_ANNOUNCE,
-    Header,
     Packet,
 )
 
@@ -59,6 +61,8 @@ class Orchestrator:
         events: EventLog,
         clock: Clock,
         first_serial: int,
+        succession: Succession | None = None,
+        on_step: OnStep = pass_by,
     ) -> None:
         """``first_serial``: random start of the low half of connection ids, 0 … 2^32-1, so that
         ids of a restarted orchestrator do not meet those of its former life."""
@@ -73,6 +77,8 @@ class Orchestrator:
         self._datapath = datapath
         self._guests = guests
         self._find_facts = find_facts
+        self._succession = succession or Succession(None, events)
+        self._on_step = on_step
         self._admission = Admission(config.limits, config.guest_memory_mib)
         self._serial = first_serial
         self._neighbours = {hop.address: hop.node for hop in topology.neighbours(config.node)}
@@ -126,10 +132,9 @@ class Orchestrator:
     def _request(self, flow: FiveTuple, held: HeldPacket) -> None:
         """Step (a): an application asks for a connection this host has never seen."""
         now_us = self.clock.unix_us()
-        self._serial = (self._serial + 1) % (1 << 32)
         node = self.config.node
         connection = Connection(
-            id=node << 32 | self._serial,
+            id=self._next_id(),
             role=Role.INGRESS,
             source_node=node,
             destination_node=0,
@@ -152,6 +157,13 @@ class Orchestrator:
             return
         if self._open(connection, held):
             self._announce(connection, DEFAULT_HOP_LIMIT)
+
+    def _next_id(self) -> int:
+        """Adopted connections keep the ids an earlier life gave them."""
+        while True:
+            self._serial = (self._serial + 1) % (1 << 32)
+            if self.connections.by_id(number := self.config.node << 32 | self._serial) is None:
+                return number
 
     # -- datagrams from neighbours ---------------------------------------------------------------
 
@@ -187,7 +199,10 @@ class Orchestrator:
             self.events.counts["stale-reply"] += 1
             return
         flow = parse_flow(bytes(packet.payload))
-        connection = self._remote(header, flow.reversed() if is_reply and flow else flow)
+        flow = flow.reversed() if is_reply and flow else flow
+        here, now_us = self.config.node, self.clock.unix_us()
+        names = self.topology.protocol_names
+        connection = Connection.arrived(header, flow, here, now_us, names)
         self.events.emit(
             "arrival",
             connection.label,
@@ -199,24 +214,6 @@ class Orchestrator:
         )
         self._open(connection, held)
 
-    def _remote(self, header: Header, flow: FiveTuple | None) -> Connection:
-        """The record of a connection opened elsewhere; addresses are turned to forward sense."""
-        ends = (header.source, header.destination)
-        source, destination = ends[::-1] if header.flags & FLAG_REPLY else ends
-        here = destination == self.config.node
-        known = PROTOCOLS.get(header.protocol)
-        return Connection(
-            id=header.connection,
-            role=Role.EGRESS if here else Role.TRANSIT,
-            source_node=source,
-            destination_node=destination,
-            requested_at_us=self.clock.unix_us(),
-            flow=flow,
-            protocol=header.protocol,
-            protocol_name=known.name if known else str(header.protocol),
-            reason="carried in the packet",
-        )
-
     # -- announcements: an optimisation, never needed ---------------------------------------------
 
     def _announce(self, connection: Connection, hop_limit: int) -> None:
@@ -227,7 +224,7 @@ class Orchestrator:
         hops = self.table.lookup(connection.destination_node, protocol)
         if not hops:
             return
-        hop = hops[connection.id % len(hops)]
+        hop = choose(hops, connection.id, self.config.node)
         self._datapath.send(announcement(connection, hop_limit), hop.address)
         self.events.emit("announced", connection.label, next_hop=self._name(hop.node))
 
@@ -236,7 +233,9 @@ class Orchestrator:
         if flow is None:
             self.events.counts["malformed-datagram"] += 1
             return
-        connection = self._remote(packet.header, flow)
+        here, now_us = self.config.node, self.clock.unix_us()
+        names = self.topology.protocol_names
+        connection = Connection.arrived(packet.header, flow, here, now_us, names)
         self.events.emit(
             "announcement",
             connection.label,
@@ -291,6 +290,10 @@ class Orchestrator:
         except GuestFault as exc:
             self._give_up(connection, str(exc))
             return
+        except Exception:
+            # A defect: it is reported, but the application must not wait for ever because of it.
+            self._give_up(connection, "internal error")
+            raise
         if connection.state is State.CLOSED:
             await self._guests.destroy(guest)
             return
@@ -307,13 +310,17 @@ class Orchestrator:
         connection.last_active = self.clock.monotonic()
         self._datapath.deliver(held, guest.index)
         self.events.emit("released", connection.label, packets=len(held), handed=handed)
+        self._on_step(Step.RELEASED)
         connection.state = State.ESTABLISHED
+        self._succession.write_down(connection)
+        self._on_step(Step.RECORDED)
         try:
             self._datapath.steer(connection, guest.index)
         except FabricError as exc:
             self._give_up(connection, str(exc))
             return
         self.events.emit("steering-installed", connection.label, guest=guest.name)
+        self._on_step(Step.STEERED)
         self._start(self.messages.align(connection))
 
     def _give_up(self, connection: Connection, why: str) -> None:
@@ -356,12 +363,40 @@ class Orchestrator:
             return
         guest = connection.guest
         self._datapath.unsteer(connection)
+        self._on_step(Step.UNSTEERED)
         if guest is not None:
             await self.messages.refresh(connection)
         self.connections.remove(connection)
+        self._succession.forget(connection)
+        self._on_step(Step.FORGOTTEN)
         self.events.emit("connection-ended", connection.label, why=why)
         if guest is not None:
             await self._guests.destroy(guest)
+
+    def inherit(self, inheritance: Inheritance) -> None:
+        """Go on with the connections of an earlier life: with their guests or, where those could
+        not be adopted, with others."""
+        for each in inheritance.adopted:
+            connection, guest = each.saved.restore(), each.guest
+            self._take_up(connection, guest=guest.name)
+            connection.guest, connection.state = guest, State.ESTABLISHED
+            self._datapath.admit(connection, guest.index)
+            self._datapath.steer(connection, guest.index)
+            if each.table_version != self.table.version:
+                guest.send(InstallTable(table=self.table.to_json()))
+            self._start(self.messages.refresh(connection))
+        for saved, why in inheritance.refused:
+            connection = saved.restore()
+            self._take_up(connection, guest=None, why=why)
+            self._datapath.unsteer(connection)
+            if self.config.spawning:
+                self._start(self._spawn(connection))
+
+    def _take_up(self, connection: Connection, **fields: object) -> None:
+        connection.last_active = self.clock.monotonic()
+        self.connections.add(connection)
+        role = connection.role.value
+        self.events.emit("connection-adopted", connection.label, role=role, **fields)
 
     def sweep(self) -> None:
         """End the connections nobody uses any more; called about once a second."""
@@ -381,7 +416,8 @@ class Orchestrator:
         self.table = table
         for connection in self.connections:
             if connection.guest is not None:
-                connection.guest.send(InstallTable(table=table.to_json()))
+                ends = (connection.source_node, connection.destination_node)
+                connection.guest.send(InstallTable(table=table.to_json(ends)))
         self.events.emit("table-installed", version=table.version)
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
 """Another program's process, known by more than its number.
 
-Owns: telling whether a process that was seen earlier still lives. May import: nothing of fabric.
-Process ids are reused; a process is the pair (pid, start time), see proc(5) field 22.
+Owns: telling whether a process that was seen earlier still lives, and which boot this is. May
+import: nothing of fabric. Process ids are reused; a process is the pair (pid, start time), see
+proc(5) field 22.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Process:
     def is_alive(self) -> bool:
         """Whether that very process still exists; a zombie has released everything it held."""
         return _start_ticks(self.pid) == self.start_ticks
+
+
+def boot_id() -> str:
+    """Names the machine's current boot: what was noted in another one is of nothing that runs."""
+    return _BOOT_ID.read_text().strip()
 
 
 def _start_ticks(pid: int) -> int | None:

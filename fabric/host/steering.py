@@ -18,7 +18,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fabric.errors import NameUnknown
 from fabric.host import guard
@@ -30,6 +30,7 @@ from fabric.wire.inner import FiveTuple
 MISS_DEVICE = "fabric0"
 """The TUN that overlay routes lead to; its egress hook is where known flows turn off."""
 
+_NEXT_HOP_V6 = "fe80::fab:"
 _TABLES = ("netdev fabric", "ip fabric", "inet fabric")
 _FLOW_MAPS = {
     (4, False): "flows4",
@@ -83,7 +84,7 @@ class SteeringConfig:
 
 def next_hop_v6(index: int) -> str:
     """IPv6 next hop of a guest: exists only as a neighbour entry, the guest does not know it."""
-    return f"fe80::fab:{index:x}"
+    return f"{_NEXT_HOP_V6}{index:x}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ class Steering(Protocol):
         """These come to the orchestrator again."""
 
     def entries(self) -> Entries:
-        """What is steered now."""
+        """What is steered now. Raises NameUnknown when the rules are gone."""
+
+    def neighbours(self) -> Mapping[int, str]:
+        """Guests that are reachable: index → MAC."""
 
     def refused(self) -> dict[str, int]:
         """Packets of guests that were refused so far, by cause (:data:`guard.CAUSES`)."""
@@ -148,9 +152,7 @@ class NftSteering:
     def install(self) -> None:
         """Needs the miss device to exist: its egress hook hangs on it (and goes with it)."""
         self._nftables.run(ruleset(self._config))
-        current = self.entries()
-        self._flows = dict(current.flows)
-        self._connections = dict(current.connections)
+        self.entries()
         self._read_grants()
 
     def add_guest(self, index: int, mac: str) -> None:
@@ -198,18 +200,42 @@ class NftSteering:
             self._connections.pop(number, None)
 
     def entries(self) -> Entries:
-        """Read back from the kernel."""
+        """Read back from the kernel; also corrects what we took for being there."""
         flows: dict[FiveTuple, int] = {}
         for (version, echo), name in _FLOW_MAPS.items():
             for key, value in self._nftables.list_map("netdev", "fabric", name):
                 flows[_flow_of(version, echo, key)] = self._guest_of(value)
         found = self._nftables.list_map("ip", "fabric", "connections")
         connections = {_integer(key[0]): self._guest_of(value) for key, value in found}
+        self._flows, self._connections = dict(flows), dict(connections)
         return Entries(flows, connections)
 
     def refused(self) -> dict[str, int]:
         found = self._nftables.list_counters("fabric")
         return {cause: found.get(f"{guard.COUNTER}{cause}", 0) for cause in guard.CAUSES}
+
+    def neighbours(self) -> dict[int, str]:
+        """Read back from the kernel; a guest of which only some is there has an empty MAC."""
+        table = self._netlink.list_neighbours(self._config.guest_interface)
+        subnet = ipaddress.IPv4Network(self._config.guest_subnet)
+        slots = {
+            self._guest_of(address)
+            for address in table
+            if address.startswith(_NEXT_HOP_V6)
+            or (":" not in address and ipaddress.IPv4Address(address) in subnet)
+        }
+        bound = {self._config.guest_index(str(ip)): str(mac) for mac, ip in self._bindings()}
+        return {
+            slot: mac if all(table.get(a) == mac for a in self._addresses(slot, mac)) else ""
+            for slot in slots | bound.keys()
+            for mac in (bound.get(slot, ""),)
+        }
+
+    def _bindings(self) -> list[list[Any]]:
+        try:
+            return self._nftables.list_set("netdev", "fabric", "own4")
+        except NameUnknown:
+            return []
 
     def remove(self) -> None:
         for table in _TABLES:

@@ -60,10 +60,15 @@ class FakeSteering:
             self.connections.pop(number, None)
 
     def entries(self) -> Entries:
+        if not self.installed:
+            raise NameUnknown("steering is not installed")
         return Entries(dict(self.flows), dict(self.connections))
 
     def refused(self) -> dict[str, int]:
         return dict.fromkeys(CAUSES, 0)
+
+    def neighbours(self) -> dict[int, str]:
+        return dict(self.guests)
 
     def remove(self) -> None:
         self.installed = False

@@ -20,10 +20,10 @@ from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
 from fabric.host.domain_xml import DomainSpec, render
 from fabric.host.domains import DomainHandle, Hypervisor
-from fabric.host.guest import Accelerator, Guest, Image, blueprint, phase
+from fabric.host.faults import OnStep, Step
+from fabric.host.guest import Accelerator, Guest, Image, blueprint, phase, unless_lost
 from fabric.host.identity import GuestIdentity
-from fabric.host.journal import Journal
-from fabric.host.leftovers import GUEST_KIND
+from fabric.host.journal import GUEST_KIND, Journal
 from fabric.host.lifecycle import GuestEvent, GuestState
 from fabric.host.provision import Provisioner
 
@@ -50,6 +50,7 @@ class Hooks:
     attach: Callable[[GuestIdentity], None]
     listen: Callable[[Guest, Channel], Coroutine[Any, Any, None]]
     lost: Callable[[Guest, str], None]
+    step: OnStep
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Steps:
         identity = guest.identity
         self.hooks.emit("guest-spawning", guest, index=guest.index, address=identity.address)
         self.hooks.attach(identity)
+        self.hooks.step(Step.ATTACHED)
         work = self.blocking(self._create_domain, guest, change, paused)
         guest.creation = asyncio.ensure_future(work)
         # Shielded: a creation under way cannot be taken back, so destruction waits for its end.
@@ -95,6 +97,7 @@ class Steps:
             pid=handle.pid,
             started_at_us=round(handle.started_at * 1e6),
         )
+        self.hooks.step(Step.STARTED)
         if not locked:
             self.hooks.emit("port-unlocked", guest, tap=identity.tap, cure=OLD_KERNEL)
 
@@ -105,20 +108,25 @@ class Steps:
         before its port lets it send as nobody but itself."""
         identity = guest.identity
         self.journal.intend(GUEST_KIND, guest.name, connection=f"{guest.connection:016x}")
+        self.hooks.step(Step.INTENDED)
         identity.channel.unlink(missing_ok=True)
         plan = change(blueprint(guest, self.config, self.image, self.acceleration))
         handle = self.hypervisor.create(render(plan), paused=True)
+        self.hooks.step(Step.CREATED)
         with phase(guest, "port_ms"):
             locked = self.ports.secure(identity.tap, identity.mac)
+        self.hooks.step(Step.SECURED)
         if not paused:
             self.hypervisor.resume(guest.name)
         return handle, locked
 
     async def join(self, guest: Guest) -> Channel:
         """Connect to the agent's channel and listen from now on. Raises AgentLost."""
-        channel = await Channel.connect(guest.identity.channel, CHANNEL_DEADLINE)
+        connecting = Channel.connect(guest.identity.channel, CHANNEL_DEADLINE)
+        channel = await unless_lost(guest, connecting)
         guest.channel = channel
         guest.listening = asyncio.create_task(self.hooks.listen(guest, channel))
+        self.hooks.step(Step.JOINED)
         return channel
 
     async def word(self, guest: Guest, said: asyncio.Future[_T], deadline: float) -> _T:

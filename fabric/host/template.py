@@ -166,8 +166,7 @@ class TemplateStore:
 
         Raises EnvironmentFault."""
         _require_own(self.directory)
-        path = self.directory / f"{self.key}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open_lock(self.directory / f"{self.key}.lock")
         try:
             # Polled, not waited for in a thread: nothing could end that one at shutdown.
             while not _try_lock(descriptor):
@@ -192,7 +191,7 @@ class TemplateStore:
             _share(draft.memory, 0o660)
         except OSError as exc:
             self.abandon(draft)
-            raise _translated(exc, self.directory) from exc
+            raise translated(exc, self.directory) from exc
         return draft
 
     def abandon(self, draft: Draft) -> None:
@@ -223,7 +222,7 @@ class TemplateStore:
             _remove(self._place)
             draft.directory.rename(self._place)
         except OSError as exc:
-            raise _translated(exc, self.directory) from exc
+            raise translated(exc, self.directory) from exc
         return Template(self._place, stamp)
 
 
@@ -241,8 +240,7 @@ def stale(directory: Path, current: Ingredients) -> list[Path]:
         return []
     for place in places:
         if place.name.startswith(_DRAFT_PREFIX):
-            key = place.name.removeprefix(_DRAFT_PREFIX)
-            if not _is_locked(directory / f"{key}.lock"):
+            if not _is_locked(_lock_of(place)):
                 found.append(place)
             continue
         try:
@@ -253,6 +251,35 @@ def stale(directory: Path, current: Ingredients) -> list[Path]:
             pass  # no manifest we can read: torn
         found.append(place)
     return found
+
+
+def abandoned(directory: Path) -> list[str]:
+    """Names of drafts that nobody is working on any more."""
+    try:
+        _require_own(directory, create=False)
+        drafts = sorted(directory.glob(_DRAFT_PREFIX + "*"))
+    except (OSError, EnvironmentFault):
+        return []
+    return [draft.name for draft in drafts if not _is_locked(_lock_of(draft))]
+
+
+def remove_abandoned(directory: Path, name: str) -> None:
+    """Remove such a draft, unless somebody took it up since. Raises OSError."""
+    place = directory / name
+    descriptor = _open_lock(_lock_of(place))
+    try:
+        if _try_lock(descriptor):
+            shutil.rmtree(place, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _lock_of(draft: Path) -> Path:
+    return draft.with_name(f"{draft.name.removeprefix(_DRAFT_PREFIX)}.lock")
 
 
 def remove(place: Path) -> None:
@@ -329,7 +356,8 @@ def _is_locked(path: Path) -> bool:
         return False
 
 
-def _translated(exc: OSError, directory: Path) -> EnvironmentFault:
+def translated(exc: OSError, directory: Path) -> EnvironmentFault:
+    """The fabric error for one of the file system that templates are on."""
     if exc.errno == errno.ENOSPC:
         return NoSpace(f"{directory}: no room for a template", cure="free space on its tmpfs")
     return EnvironmentFault(f"{directory}: {exc}", cure="mend it; until then guests boot cold")

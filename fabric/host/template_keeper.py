@@ -11,11 +11,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
-from fabric.errors import AgentLost, FabricError
+from fabric.errors import AgentLost, FabricError, NoSpace
 from fabric.host.domain_xml import DomainSpec, MemoryFile
 from fabric.host.guest import Guest, phase, unless_lost
 from fabric.host.steps import Steps
-from fabric.host.template import Draft, Template, TemplateStore
+from fabric.host.template import Draft, Template, TemplateStore, translated
 from fabric.host.tiers import ColdTier, Notice
 from fabric.wire.control import Quiesce
 
@@ -87,13 +87,19 @@ class TemplateKeeper:
     async def keep(self, maker: MakerGuest, notice: Notice) -> None:
         """Have a template, and a new one when it goes bad. Ends when that failed for good; until
         a template is there, guests boot cold."""
-        for _ in range(MAX_MAKINGS):
+        tried, said = 0, ""
+        while tried < MAX_MAKINGS:
             try:
                 phases = await self.ensure(maker)
             except FabricError as exc:
-                notice("template-failed", {"reason": str(exc)})
+                # A full disk says nothing about the template, and ends some day.
+                tried += not isinstance(exc, NoSpace)
+                if str(exc) != said:
+                    notice("template-failed", {"reason": str(exc)})
+                said = str(exc)
                 await asyncio.sleep(MAKING_PAUSE)
                 continue
+            tried, said = tried + 1, ""
             notice("template-ready", {"found": phases is None, "phases": phases or {}})
             self.on_change()
             await self.spoiled.wait()
@@ -129,6 +135,8 @@ class TemplateKeeper:
                     await steps.blocking(steps.hypervisor.save_state, guest.name, draft.state)
             # Proven gone: nobody writes to the draft's memory any more.
             template = await steps.blocking(self._store.publish, draft, steps.image.kernel)
+        except OSError as exc:
+            raise translated(exc, self._store.directory) from exc
         finally:
             await steps.blocking(self._store.abandon, draft)
         return template, dict(guest.phases)

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from fabric.host.faults import Step
 from fabric.host.guest import AGENT_DEADLINES, STEP_DEADLINES, Guest, phase, unless_lost
 from fabric.host.identity import GuestIdentity
 from fabric.host.lifecycle import GuestEvent
@@ -75,12 +76,15 @@ class ColdTier:
             reached = steps.provisioner.reach(guest.identity.address, patience)
             link = await unless_lost(guest, reached)
         guest.advance(GuestEvent.REACHED)
+        steps.hooks.step(Step.REACHED)
         with phase(guest, "ssh_ms"):
             await unless_lost(guest, steps.provisioner.push(link, patience))
         guest.advance(GuestEvent.PUSHED)
+        steps.hooks.step(Step.PUSHED)
         with phase(guest, "agent_ms"):
             word = steps.word(guest, guest.said_hello, self.agent_deadline)
             guest.hello = await unless_lost(guest, word)
+        steps.hooks.step(Step.GREETED)
 
 
 async def configured(steps: Steps, guest: Guest, instruct: Instruct, deadline: float) -> None:
@@ -88,6 +92,7 @@ async def configured(steps: Steps, guest: Guest, instruct: Instruct, deadline: f
     with phase(guest, "ready_ms"):
         assert guest.channel is not None  # joined before it said anything
         guest.channel.send(instruct(guest.identity))
+        steps.hooks.step(Step.CONFIGURED)
         await ready(steps, guest, deadline)
 
 

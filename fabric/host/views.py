@@ -14,7 +14,8 @@ from fabric.host.connections import Connection
 from fabric.host.events import iso
 from fabric.host.guests import Guest
 from fabric.host.orchestrator import Orchestrator
-from fabric.routing.protocols import PROTOCOLS
+from fabric.host.reaper import Action
+from fabric.routing.choice import choose
 from fabric.routing.topology import Topology
 
 
@@ -103,6 +104,16 @@ class Explanation(BaseModel):
     next_hop: Hop | None
 
 
+class ActionView(BaseModel):
+    verb: str
+    what: str
+    why: str
+
+
+def action_view(action: Action) -> ActionView:
+    return ActionView(verb=action.verb.value, what=action.what, why=action.why)
+
+
 def connection_view(connection: Connection, topology: Topology) -> ConnectionView:
     guest = connection.guest
     identity = guest.identity if guest else None
@@ -153,8 +164,7 @@ def routes(orchestrator: Orchestrator, protocol: str = "") -> list[Route]:
     table, topology = orchestrator.table, orchestrator.topology
     found = []
     for (destination, number), hops in sorted(table.entries.items()):
-        known = PROTOCOLS.get(number)
-        name = known.name if known else str(number)
+        name = topology.protocol_names.get(number, str(number))
         if protocol and protocol != name:
             continue
         found.append(
@@ -176,7 +186,7 @@ def explanation(connection: Connection, orchestrator: Orchestrator) -> Explanati
     protocol = connection.protocol
     toward = connection.destination_node
     hops = () if protocol is None else table.lookup(toward, protocol)
-    chosen = hops[connection.id % len(hops)] if hops else None
+    chosen = choose(hops, connection.id, table.node) if hops else None
     return Explanation(
         connection=connection.label,
         host=orchestrator.config.host,

@@ -42,9 +42,9 @@ class HostClient:
         """A JSON document. Raises Unreachable, NameUnknown (404 and 409 carry the reason)."""
         return self._json("GET", resource, timeout, query)
 
-    def post(self, resource: str, *, timeout: float = TIMEOUT) -> Any:
+    def post(self, resource: str, *, timeout: float = TIMEOUT, **query: Any) -> Any:
         """POST without a body; the JSON answer. Raises as :meth:`get`."""
-        return self._json("POST", resource, timeout, {})
+        return self._json("POST", resource, timeout, query)
 
     def lines(self, resource: str, *, timeout: float | None = None, **query: Any) -> Iterator[Any]:
         """A stream of JSON lines; ``timeout`` None waits for the next one for ever."""

@@ -85,8 +85,10 @@ class Orchestrator(Daemon):
         self.label = f"orchestrator of {host.host}"
 
     def create(self, world: World) -> None:
-        self.retire(world)
-        self.remove(world)  # one that runs on wiring that is gone, or the guests of one that died
+        if self._running():  # on wiring that is gone
+            self.retire(world)
+            self.remove(world)
+        # Guests of one that died stay: the new one takes over those that still carry connections.
         self._record(processes.start_in_namespace(self._namespace, self._argv, self.log))
 
     def settle(self, world: World) -> None:

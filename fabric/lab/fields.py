@@ -36,6 +36,8 @@ MAX_LATENCY_US = 10_000_000
 
 NAME_PATTERN = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 _NAME = re.compile(NAME_PATTERN)
+WORD_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,31}"
+_WORD = re.compile(WORD_PATTERN)
 _QUANTITY = re.compile(r"-?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z%µ]+)(/s)?")
 _SECONDS = {"us": Decimal("1e-6"), "µs": Decimal("1e-6"), "ms": Decimal("1e-3"), "s": Decimal(1)}
 _SECONDS |= {"m": Decimal(60), "min": Decimal(60)}
@@ -119,6 +121,50 @@ def parse_bandwidth(value: object) -> int:
     if bits <= 0:
         raise ValueError(f"{value} is no bandwidth: must be above zero (no key means no limit)")
     return bits
+
+
+def parse_share(value: object) -> float:
+    """``40%`` → part of the whole, above none and at most all of it."""
+    percent = _quantity(value, {"%": 1}, "40%")
+    if not 0 < percent <= 100:
+        raise ValueError(f"{value} is no share: must be above 0% and at most 100%")
+    return float(percent / 100)
+
+
+def parse_load(value: object) -> float:
+    """``30%`` → part of the whole, all of it at most."""
+    percent = _quantity(value, {"%": 1}, "30%")
+    if percent > 100:
+        raise ValueError(f"{value} is more than all: at most 100%")
+    return float(percent / 100)
+
+
+def parse_word(value: object) -> str:
+    """A tag, region or affinity: free, but it must survive being shown in a list."""
+    text = value if isinstance(value, str) else ""
+    if not _WORD.fullmatch(text):
+        raise ValueError(f"must be a word such as eu-west, not {quoted(value)}")
+    return text
+
+
+def parse_words(value: object) -> tuple[str, ...]:
+    """A list of words, each once; a single one needs no brackets."""
+    listed = value if isinstance(value, list) else [value]
+    words = tuple(parse_word(item) for item in listed)
+    if len(set(words)) < len(words):
+        raise ValueError("names something twice")
+    return words
+
+
+def one_of(what: str, known: tuple[str, ...]) -> Field:
+    """One of some names."""
+
+    def parse(value: object) -> str:
+        if value not in known:
+            raise ValueError(f"{quoted(value)} is not a {what} {suggestion(str(value), known)}")
+        return str(value)
+
+    return Field(parse, {"enum": list(known)})
 
 
 def parse_loss(value: object) -> float:
@@ -213,13 +259,25 @@ _NUMBER = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*"
 _ZERO = {"const": 0}
 _DURATION = _written(_NUMBER + "(us|µs|ms|s|m|min)", "5ms", "30s")
 
+_ONE_WORD = {"type": "string", "pattern": f"^{WORD_PATTERN}$"}
+DURATION = Field(parse_latency, {"anyOf": [_DURATION, _ZERO]})
+BANDWIDTH = Field(
+    parse_bandwidth, _written(_NUMBER + "([kKmMgGtT]?[bB][iI][tT])(/s)?", "100mbit", "1gbit")
+)
+LOSS = Field(parse_loss, {"anyOf": [_written(_NUMBER + "%", "0.1%"), _ZERO]})
+SHARE = Field(parse_share, _written(_NUMBER + "%", "40%"))
+WORDS = Field(
+    parse_words,
+    {"anyOf": [_ONE_WORD, {"type": "array", "items": _ONE_WORD, "uniqueItems": True}]},
+)
+
 LINK_FIELDS: dict[str, Field] = {
     "cost": integer(1, MAX_COST),
-    "latency": Field(parse_latency, {"anyOf": [_DURATION, _ZERO]}),
-    "bandwidth": Field(
-        parse_bandwidth, _written(_NUMBER + "([kKmMgGtT]?[bB][iI][tT])(/s)?", "100mbit", "1gbit")
-    ),
-    "loss": Field(parse_loss, {"anyOf": [_written(_NUMBER + "%", "0.1%"), _ZERO]}),
+    "latency": DURATION,
+    "jitter": DURATION,
+    "bandwidth": BANDWIDTH,
+    "loss": LOSS,
+    "affinities": WORDS,
     "mtu": integer(MIN_LINK_MTU, MAX_LINK_MTU, " bytes"),
 }
 """Attributes of a link."""
@@ -246,6 +304,9 @@ HOST_FIELDS: dict[str, Field] = {
     "prefixes": Field(
         _parse_prefixes, {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
     ),
+    "tags": WORDS,
+    "region": Field(parse_word, _ONE_WORD),
+    "load": Field(parse_load, {"anyOf": [_written(_NUMBER + "%", "30%"), _ZERO]}),
     "tier": Field(_parse_tier, {"enum": list(TIERS)}),
     "idle_timeout": Field(parse_seconds, _DURATION),
     "guest_memory_mib": integer(64, 1 << 16, " MiB"),

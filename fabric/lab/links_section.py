@@ -63,7 +63,11 @@ def _link(
     )
 
 
-_MODEL_NAMES = {"latency": "latency_us", "bandwidth": "bandwidth_bps"}
+_MODEL_NAMES = {
+    "latency": "latency_us",
+    "jitter": "jitter_us",
+    "bandwidth": "bandwidth_bps",
+}
 
 
 def _read_link(

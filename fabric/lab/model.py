@@ -14,6 +14,7 @@ from typing import Any
 
 from fabric.host.config import Limits, PoolConfig
 from fabric.lab.fields import MIN_OVERLAY_MTU
+from fabric.routing.definitions import Definition
 from fabric.routing.topology import Link, Node, Topology
 from fabric.wire.packet import HEADER_SIZE, RECORD_SIZE, UNDERLAY_OVERHEAD
 
@@ -54,6 +55,10 @@ class HostModel:
     spawning: bool | None = None
     services: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Programs that run on the host as long as the lab is up: name → command."""
+    tags: tuple[str, ...] = ()
+    region: str = ""
+    load: float = 0.0
+    """How busy the host is taken to be, 0 … 1."""
 
     @property
     def all_prefixes(self) -> tuple[str, ...]:
@@ -80,6 +85,8 @@ class LinkModel:
     bandwidth_bps: int = 0
     """0: unlimited."""
     loss: float = 0.0
+    jitter_us: int = 0
+    affinities: tuple[str, ...] = ()
     mtu: int = DEFAULT_LINK_MTU
 
 
@@ -96,6 +103,8 @@ class LabModel:
     links: tuple[LinkModel, ...]
     policy: dict[str, Any] = field(default_factory=dict)
     """Policy of hosts that have none of their own."""
+    protocols: tuple[Definition, ...] = ()
+    """What the file defines beyond, or instead of, the built-in ones."""
 
     @cached_property
     def overlay_mtu(self) -> int:
@@ -123,7 +132,10 @@ class LabModel:
         """The graph the protocols work on."""
         node = {host.name: host.node for host in self.hosts}
         return Topology(
-            tuple(Node(host.node, host.name, host.all_prefixes) for host in self.hosts),
+            tuple(
+                Node(host.node, host.name, host.all_prefixes, host.tags, host.region, host.load)
+                for host in self.hosts
+            ),
             tuple(
                 Link(
                     node[link.a],
@@ -132,6 +144,8 @@ class LabModel:
                     latency_us=link.latency_us,
                     bandwidth_bps=link.bandwidth_bps,
                     loss=link.loss,
+                    jitter_us=link.jitter_us,
+                    affinities=link.affinities,
                     mtu=link.mtu,
                     a_address=link.a_address,
                     b_address=link.b_address,
@@ -140,4 +154,5 @@ class LabModel:
                 )
                 for link in self.links
             ),
+            self.protocols,
         )

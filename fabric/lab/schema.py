@@ -18,9 +18,10 @@ from fabric.lab.fields import (
     POOL_FIELDS,
     Field,
 )
+from fabric.lab.protocols_section import MAX_PROTOCOL_NAME, PROTOCOL_FIELDS
 from fabric.lab.topology_file import OVERLAY_FIELDS
 from fabric.routing.needs import FIRST_USER_PROTOCOL, MAX_PROTOCOL, NEEDS, PROTOCOL_NAMES
-from fabric.routing.rules import MATCH_KEYS
+from fabric.routing.rules import MATCH_KEYS, TIERS
 
 
 def json_schema() -> dict[str, Any]:
@@ -54,6 +55,7 @@ def json_schema() -> dict[str, Any]:
                 "overlay": _optional(OVERLAY_FIELDS),
                 "defaults": _mapping({"hosts": _nullable(usual), "links": _optional(LINK_FIELDS)}),
                 "policy": policy,
+                "protocols": _protocols(),
             },
             required=["name", "hosts"],
         ),
@@ -95,17 +97,31 @@ def _link() -> dict[str, Any]:
     return {"anyOf": [full, {"type": "string", "examples": ["h1-h2"]}]}
 
 
+def _protocols() -> dict[str, Any]:
+    parameters = _properties(PROTOCOL_FIELDS)
+    own = _mapping(parameters, required=["id"])
+    built_in = _nullable({key: value for key, value in parameters.items() if key != "id"})
+    return {
+        "type": ["object", "null"],
+        "propertyNames": _name(MAX_PROTOCOL_NAME),
+        "properties": dict.fromkeys(PROTOCOL_NAMES.values(), built_in),
+        "additionalProperties": own,
+    }
+
+
 def _policy() -> dict[str, Any]:
     value = {"type": ["string", "integer"]}
     condition = {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
     user = {"type": "integer", "minimum": FIRST_USER_PROTOCOL, "maximum": MAX_PROTOCOL}
-    names = {"enum": [*PROTOCOL_NAMES.values(), *PROTOCOL_NAMES]}
+    protocol = {"anyOf": [_name(MAX_PROTOCOL_NAME), {"enum": list(PROTOCOL_NAMES)}, user]}
     rule = _mapping(
         {
             "name": {"type": "string", "minLength": 1},
             "match": _mapping(dict.fromkeys(MATCH_KEYS, condition)),
             "need": {"enum": list(NEEDS)},
-            "protocol": {"anyOf": [names, user]},
+            "protocol": protocol,
+            "reply": protocol,
+            "tier": {"enum": list(TIERS)},
         },
         required=["match"],
     )

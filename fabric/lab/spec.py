@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fabric.errors import ConfigError
 from fabric.host.config import HostConfig
 from fabric.lab import names
+from fabric.routing.topology import Topology
 
 if TYPE_CHECKING:
     from fabric.lab.model import HostModel, LabModel
@@ -160,6 +161,10 @@ class LabSpec:
     @property
     def impaired_links(self) -> tuple[LinkSpec, ...]:
         return tuple(link for link in self.links if link.impaired)
+
+    def topology(self) -> Topology:
+        """The graph all hosts were given."""
+        return Topology.from_json(self.hosts[0].topology)
 
     def host(self, name: str) -> HostConfig | None:
         return next((host for host in self.hosts if host.host == name), None)

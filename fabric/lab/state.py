@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.errors import Conflict, EnvironmentFault, NameUnknown, NoSpace, NotRoot
-from fabric.host.process import Process
+from fabric.host.process import Process, boot_id
 from fabric.lab.spec import LabSpec
 
 FORMAT = 1
@@ -47,6 +47,7 @@ class LabState:
         path = record_path(Path(self.spec.hosts[0].run_dir), self.spec.name)
         document = {
             "format": FORMAT,
+            "boot": boot_id(),
             "phase": self.phase,
             "digest": self.spec.digest,
             "spec": self.spec.to_json(),
@@ -60,6 +61,8 @@ class LabState:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LabState:
         processes = {name: Process(**entry) for name, entry in data["processes"].items()}
+        if data.get("boot") != boot_id():
+            processes = {}  # numbers of another boot: of these processes none lives
         return cls(LabSpec.from_json(data["spec"]), data["phase"], processes)
 
 

@@ -33,10 +33,12 @@ from fabric.lab.model import (
     LabModel,
 )
 from fabric.lab.policy_file import read_policy
+from fabric.lab.protocols_section import read_protocols
 from fabric.lab.section import Section
 from fabric.lab.yaml_reader import Source, read_source, read_text
+from fabric.routing.definitions import combined
 
-TOP_KEYS = ("name", "hosts", "links", "overlay", "defaults", "policy")
+TOP_KEYS = ("name", "hosts", "links", "overlay", "defaults", "policy", "protocols")
 HOST_KEYS = (*HOST_FIELDS, "limits", "pool", "policy")
 OVERLAY_FIELDS = {
     "ipv4": network_of(4, 4, DEFAULT_OVERLAY_V4),
@@ -65,9 +67,12 @@ def _read(source: Source, base: Path) -> LabModel:
         source.problem((), 'there is no name: give the lab one, for example "name: diamond"')
     overlay = {"ipv4": DEFAULT_OVERLAY_V4, "ipv6": DEFAULT_OVERLAY_V6}
     overlay |= top.section("overlay", tuple(OVERLAY_FIELDS)).read_all(OVERLAY_FIELDS)
-    policy = read_policy(top, base) or {}
+    listed = top.values.get("hosts")
+    protocols = read_protocols(top, list(listed) if isinstance(listed, dict) else [])
+    names = {number: known.name for number, known in combined(protocols).items()}
+    policy = read_policy(top, base, names) or {}
     defaults = top.section("defaults", ("hosts", "links"))
-    hosts = _read_hosts(top, defaults, overlay, policy, base)
+    hosts = _read_hosts(top, defaults, overlay, policy, base, names)
     usual = defaults.section("links", tuple(LINK_FIELDS)).read_all(LINK_FIELDS)
     links = read_links(top, [host.name for host in hosts], usual)
     model = LabModel(
@@ -78,6 +83,7 @@ def _read(source: Source, base: Path) -> LabModel:
         hosts=hosts,
         links=links,
         policy=policy,
+        protocols=protocols,
     )
     _check_prefixes(source, model)
     source.raise_problems("topology")
@@ -95,11 +101,12 @@ def _read_hosts(
     overlay: dict[str, Any],
     policy: dict[str, Any],
     base: Path,
+    names: dict[int, str],
 ) -> tuple[HostModel, ...]:
     usual_section = defaults.section("hosts", HOST_KEYS)
     if "prefixes" in usual_section:
         usual_section.problem("prefixes", "belong to one host each, there is no default for them")
-    usual = _read_options(usual_section, {}, base)
+    usual = _read_options(usual_section, {}, base, names)
     section = top.section("hosts", ())
     if not section.values:
         top.problem("hosts", "there are no hosts: a lab needs at least one")
@@ -119,12 +126,14 @@ def _read_hosts(
             key, node, str(networks["ipv4"][node]), str(networks["ipv6"][node]), policy=policy
         )
         options = section.section(key, HOST_KEYS)
-        own = _read_options(options, usual, base)
+        own = _read_options(options, usual, base, names)
         found.append(replace(host, **{**usual, **own}))
     return tuple(found)
 
 
-def _read_options(section: Section, usual: dict[str, Any], base: Path) -> dict[str, Any]:
+def _read_options(
+    section: Section, usual: dict[str, Any], base: Path, names: dict[int, str]
+) -> dict[str, Any]:
     """What a host's section says. Limits and the like it leaves out are taken from ``usual``."""
     options = section.read_all(HOST_FIELDS)
     groups = (("limits", LIMIT_FIELDS, Limits()), ("pool", POOL_FIELDS, PoolConfig()))
@@ -135,7 +144,7 @@ def _read_options(section: Section, usual: dict[str, Any], base: Path) -> dict[s
     pool = options.get("pool")
     if isinstance(pool, PoolConfig) and pool.minimum > pool.maximum:
         section.problem("pool", f"minimum {pool.minimum} is above maximum {pool.maximum}")
-    policy = read_policy(section, base)
+    policy = read_policy(section, base, names)
     return options if policy is None else {**options, "policy": policy}
 
 

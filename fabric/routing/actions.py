@@ -67,6 +67,7 @@ class Actions:
         "at_us",
         "bare",
         "batches",
+        "copies",
         "deliveries",
         "events",
         "first_delivery",
@@ -89,8 +90,9 @@ class Actions:
         """A direction's first packet is among the deliveries: its trace is news."""
         self.report = False
         """Counters are due."""
-        self.packets = self.octets = self.bare = 0
-        """Datagrams sent, their bytes, and how many of them got no record here."""
+        self.packets = self.octets = self.bare = self.copies = 0
+        """Datagrams sent, their bytes, how many of them got no record here, and how many repeat
+        another one."""
         self._batch_of: dict[str, Batch] = {}
         self._records: dict[int, bytearray] = {}
 

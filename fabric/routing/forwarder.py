@@ -11,6 +11,7 @@ packet is sent on, delivered, or counted under the reason of its loss.
 from __future__ import annotations
 
 from fabric.routing.actions import Actions, RecordIdentity
+from fabric.routing.choice import choose
 from fabric.routing.ledger import TRACE_RING, Ledger
 from fabric.routing.liveness import TcpLiveness
 from fabric.wire.fact import Fact
@@ -20,6 +21,7 @@ from fabric.wire.packet import (
     FLAG_AUTHENTICATED,
     FLAG_MTU,
     FLAG_OVERFLOW,
+    FLAG_PATH,
     FLAG_REPLY,
     HEAD,
     HEADER,
@@ -28,10 +30,12 @@ from fabric.wire.packet import (
     HEADER_SIZE_MAX,
     MAX_RECORDS,
     MAX_U16,
-    PAYLOAD_IPV4,
-    PAYLOAD_IPV6,
+    PAYLOAD_OF_VERSION,
     RECORD_SIZE,
     UNDERLAY_OVERHEAD,
+    VERSION_OF_PAYLOAD,
+    WAY,
+    WAY_OFFSET,
 )
 
 TYPE_CHECKING = False
@@ -39,14 +43,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fabric.routing.table import ForwardingTable, NextHop
+    from fabric.routing.ways import Ways
     from fabric.wire.packet import Buffer
 
 MAX_INNER = MAX_U16 - UNDERLAY_OVERHEAD - HEADER_SIZE - RECORD_SIZE
 """Bytes of the largest inner packet that one underlay datagram can carry with one record."""
 NEXT_HOP_CACHE = 64
 """Entries remembered: a connection has two ends and one protocol; more keys are forged packets."""
-_PAYLOAD_OF_VERSION = {4: PAYLOAD_IPV4, 6: PAYLOAD_IPV6}
-_VERSION_OF_PAYLOAD = {PAYLOAD_IPV4: 4, PAYLOAD_IPV6: 6}
+_SPECIAL = FLAG_AUTHENTICATED | FLAG_PATH
+"""Packets that do not simply follow the table: one test for all of them."""
 
 
 class ForwarderConfig(Fact):
@@ -63,6 +68,11 @@ class ForwarderConfig(Fact):
     interfaces: dict[str, int] = {}  # noqa: RUF012 - a fact is never mutated
     """Underlay address of a neighbour → our interface id towards it."""
     hop_limit: int = DEFAULT_HOP_LIMIT
+    reply_protocol: int | None = None
+    """For the direction back, where it shall be another one: known at the ingress, which tells the
+    egress in its packets."""
+    first_sequence: int = 1
+    """Of the packets encapsulated here."""
 
 
 class Forwarder:
@@ -73,8 +83,14 @@ class Forwarder:
         self.protocol = config.protocol
         self._ledger = Ledger()
         self._tcp = TcpLiveness()
-        self._sequence = 0
+        self._sequence = config.first_sequence - 1
         self._next_hops: dict[tuple[int, int], NextHop | None] = {}
+        self._down: frozenset[str] = frozenset()
+        self._ways: Ways | None = None
+        self._replies_by = config.reply_protocol
+        self._reply_difference = 0
+        if config.reply_protocol is not None and config.node == config.source_node:
+            self._reply_difference = config.reply_protocol ^ (config.protocol or 0)
         self.install(table)
 
     def install(self, table: ForwardingTable) -> None:
@@ -83,11 +99,45 @@ class Forwarder:
         self._table = table
         self._next_hops.clear()
         self._identity = RecordIdentity(config.node, config.guest, table.version, config.spawn_ms)
+        if self._ways is not None:
+            self._ways.install(table, self._down)
+
+    def neighbour_down(self, which: str | int) -> None:
+        """Send nothing more to a neighbour, given by the address of one link or by its node id.
+
+        Connections that went there take the table's alternates at once, without a new table.
+        """
+        self._avoid(self._down | self._addresses(which))
+
+    def neighbour_up(self, which: str | int) -> None:
+        """Take back :meth:`neighbour_down`; the table's first choices hold again."""
+        self._avoid(self._down - self._addresses(which))
+
+    def _addresses(self, which: str | int) -> set[str]:
+        return {which} if isinstance(which, str) else {h.address for h in self._table.toward(which)}
+
+    def _avoid(self, down: frozenset[str]) -> None:
+        self._down = down
+        self.install(self._table)
+
+    def _special(self) -> Ways:
+        # Most connections never need it, and a guest pays for every import.
+        if self._ways is None:
+            from fabric.routing.ways import Ways
+
+            self._ways = Ways(self.config, self._ledger, self._tcp)
+            self._ways.install(self._table, self._down)
+        return self._ways
 
     @property
     def counters(self) -> dict[str, int]:
         """Sums since the start; see docs/wire-format.md for the names."""
         return self._ledger.counters
+
+    @property
+    def table_version(self) -> int:
+        """Of the table in use."""
+        return self._table.version
 
     @property
     def last_activity_us(self) -> int:
@@ -105,11 +155,18 @@ class Forwarder:
 
     def next_timer(self) -> int | None:
         """Host time in µs at which handle_timer wants to be called; None: nothing to do."""
-        return self._ledger.next_report()
+        report = self._ledger.next_report()
+        order = self._ways.next_timer() if self._ways is not None else None
+        return min((at for at in (report, order) if at is not None), default=None)
 
     def handle_timer(self, now_us: int) -> Actions:
-        """``report`` is set when counters changed and a report is due."""
+        """``report`` is set when counters changed and a report is due; there may be deliveries,
+        of packets that have waited long enough for earlier ones."""
         actions = Actions(self._identity, now_us, 0)
+        if self._ways is not None:
+            self._ways.handle_timer(actions)
+            if actions.deliveries:
+                self._ledger.settle(actions)
         actions.report = self._ledger.report_due(now_us)
         return actions
 
@@ -122,23 +179,21 @@ class Forwarder:
         """
         actions = Actions(self._identity, now_us, queue_depth)
         config = self.config
-        if config.node == config.source_node:
-            reason, flags, destination = "", 0, config.destination_node
-        else:
-            at_end = config.node == config.destination_node
-            reason = "" if at_end else "not_an_endpoint"
+        flags, destination, protocol = 0, config.destination_node, self.protocol
+        if config.node != config.source_node:
             flags, destination = FLAG_REPLY, config.source_node
-        protocol = self.protocol
-        hop = None
-        if not reason:
-            hop = None if protocol is None else self._next_hop(destination, protocol)
-            reason = "no_protocol" if protocol is None else "no_route"
-        if protocol is None or hop is None:
+            protocol = self.protocol if self._replies_by is None else self._replies_by
+        if config.node not in (config.source_node, config.destination_node) or protocol is None:
+            reason = "no_protocol" if protocol is None else "not_an_endpoint"
             for _ in burst:
                 self._ledger.drop(actions, reason)
-        else:
+        elif hop := self._next_hop(destination, protocol):
             self._encapsulate(actions, burst, hop, (flags, protocol, destination))
-        self._ledger.count("application_in", actions.packets)
+        else:
+            way = (flags, protocol, self._reply_difference, destination)
+            departures = self._special().departures
+            self._sequence = departures.encapsulate(actions, burst, way, self._sequence)
+        self._ledger.count("application_in", actions.packets - actions.copies)
         self._ledger.settle(actions)
         return actions
 
@@ -154,9 +209,11 @@ class Forwarder:
         record = actions.record(hop.interface)
         first = self._ledger.is_first("out", flags)
         room = hop.mtu - UNDERLAY_OVERHEAD - HEADER_SIZE - RECORD_SIZE
+        difference = self._reply_difference
+        way_fields = WAY.pack(0, 0, 0, difference) if difference else b""
         for inner in burst:
             length = len(inner)
-            payload_type = _PAYLOAD_OF_VERSION.get(inner[0] >> 4) if length else None
+            payload_type = PAYLOAD_OF_VERSION.get(inner[0] >> 4) if length else None
             if payload_type is None or length > MAX_INNER:
                 self._ledger.drop(actions, "malformed_inner")
                 continue
@@ -167,20 +224,13 @@ class Forwarder:
                 size, flag, hops, tail = size - RECORD_SIZE, flags | FLAG_MTU, 0, bytearray()
                 actions.bare += 1
             fields = (
-                FIRST_BYTE,
-                flag,
-                protocol,
-                config.hop_limit,
-                length,
-                hops,
-                payload_type,
-                config.connection,
-                config.node,
-                destination,
-                self._sequence,
-                0,
+                *(FIRST_BYTE, flag, protocol, config.hop_limit, length, hops, payload_type),
+                *(config.connection, config.node, destination, self._sequence, 0),
             )
-            send(hop.address, size, pack(*fields), inner, tail)
+            head = pack(*fields)
+            if way_fields:
+                head = head[:WAY_OFFSET] + way_fields
+            send(hop.address, size, head, inner, tail)
             if first:
                 first = False
                 self._ledger.first(actions, "out", fields, hop)
@@ -211,9 +261,8 @@ class Forwarder:
                 or fields[0] not in lengths
             ):
                 drop(actions, "malformed", datagram)
-            elif fields[1] & FLAG_AUTHENTICATED:
-                # Version 1 has no keys: what claims to be authenticated cannot be checked.
-                drop(actions, "authentication")
+            elif fields[1] & _SPECIAL:
+                self._take_special(actions, datagram, neighbour, fields, trace)
             elif fields[7] != connection:
                 drop(actions, "wrong_connection")
             elif fields[3] == 0:
@@ -229,6 +278,35 @@ class Forwarder:
         self._ledger.count("forwarded", actions.packets)
         self._ledger.settle(actions)
         return actions
+
+    def _take_special(
+        self,
+        actions: Actions,
+        datagram: Buffer,
+        neighbour: str,
+        fields: tuple[int, ...],
+        trace: int,
+    ) -> None:
+        drop = self._ledger.drop
+        if fields[1] & FLAG_AUTHENTICATED:
+            # Version 1 has no keys: what claims to be authenticated cannot be checked.
+            drop(actions, "authentication")
+        elif fields[7] != self.config.connection:
+            drop(actions, "wrong_connection")
+        elif fields[3] == 0:
+            drop(actions, "hop_limit")
+        else:
+            # Explicit paths end by themselves, and may lead back: no look at the trace.
+            if fields[9] == self.config.node:
+                self._learn(datagram, fields[2])
+            self._special().take(actions, datagram, neighbour, fields, trace)
+
+    def _learn(self, datagram: Buffer, protocol: int) -> None:
+        """What protocol the other end uses, and wants for replies; the first packet decides."""
+        if self.protocol is None:
+            self.protocol = protocol
+        if self._replies_by is None:
+            self._replies_by = protocol ^ WAY.unpack_from(datagram, WAY_OFFSET)[3]
 
     def _visited(self, datagram: Buffer, trace: int, size: int) -> bool:
         # Compared as bytes: slicing four of them is cheaper than unpacking a number, and a plain
@@ -249,8 +327,11 @@ class Forwarder:
     ) -> None:
         first, flags, protocol, hop_limit, length, hops, kind, _, _, destination, _, _ = fields
         hop = self._next_hop(destination, protocol)
-        if hop is None or hop_limit == 1:
-            self._ledger.drop(actions, "no_route" if hop is None else "hop_limit")
+        if hop_limit == 1:
+            self._ledger.drop(actions, "hop_limit")
+            return
+        if hop is None:
+            self._special().detour(actions, datagram, neighbour, fields, trace)
             return
         size = len(datagram) + RECORD_SIZE
         tail: Buffer = b""
@@ -282,12 +363,12 @@ class Forwarder:
     ) -> None:
         _, flags, protocol, hop_limit, length, hops, kind = fields[:7]
         start = trace - length
-        if not length or _VERSION_OF_PAYLOAD.get(kind) != datagram[start] >> 4:
+        if not length or VERSION_OF_PAYLOAD.get(kind) != datagram[start] >> 4:
             # An announcement that arrives behind the packets it wanted to precede ends here too.
             self._ledger.drop(actions, "not_deliverable")
             return
-        if self.protocol is None:
-            self.protocol = protocol  # replies take the protocol of the packets they answer
+        if self._replies_by is None:
+            self._learn(datagram, protocol)
         tail: Buffer = b""
         if hops >= MAX_RECORDS:
             flags |= FLAG_OVERFLOW
@@ -310,15 +391,10 @@ class Forwarder:
         key = (destination, protocol)
         if key in self._next_hops:
             return self._next_hops[key]
-        hops = self._table.lookup(destination, protocol)
-        hop = hops[_spread(self.config.connection, self.config.node) % len(hops)] if hops else None
+        hop, down = None, self._down
+        if self._table.treatment(protocol) is None:
+            live = [h for h in self._table.lookup(destination, protocol) if h.address not in down]
+            hop = choose(live, self.config.connection, self.config.node) if live else None
         if len(self._next_hops) < NEXT_HOP_CACHE:
             self._next_hops[key] = hop
         return hop
-
-
-def _spread(connection: int, node: int) -> int:
-    """A number that sends connections over equal-cost next hops evenly, and differently at every
-    node: with one hash everywhere, the second relay would never use half of its choices."""
-    folded = (connection ^ connection >> 32 ^ node * 0x85EBCA6B) & 0xFFFFFFFF
-    return (folded * 0x9E3779B1 & 0xFFFFFFFF) >> 16

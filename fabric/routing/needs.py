@@ -6,6 +6,7 @@ Owns: these constants. May import: nothing (it runs in the guest).
 from __future__ import annotations
 
 SHORTEST, LOW_LATENCY, WIDE, RELIABLE = 0, 1, 2, 3
+DISJOINT, DISPERSE, FLOOD, SOURCE, DEFLECT, BOUNDED, AVOID = range(4, 11)
 """Ids of the built-in protocols, as they stand in every packet."""
 
 PROTOCOL_NAMES = {
@@ -13,6 +14,13 @@ PROTOCOL_NAMES = {
     LOW_LATENCY: "low-latency",
     WIDE: "wide",
     RELIABLE: "reliable",
+    DISJOINT: "disjoint",
+    DISPERSE: "disperse",
+    FLOOD: "flood",
+    SOURCE: "source",
+    DEFLECT: "deflect",
+    BOUNDED: "bounded",
+    AVOID: "avoid",
 }
 
 MAX_PROTOCOL = 255
@@ -26,6 +34,9 @@ NEEDS = {
     "low-latency": LOW_LATENCY,
     "bandwidth": WIDE,
     "reliable": RELIABLE,
+    "survivable": DISJOINT,
+    "dispersed": DISPERSE,
+    "bounded": BOUNDED,
 }
 """What an application may say it needs → the protocol that serves it."""
 
@@ -80,12 +91,13 @@ def dscp_class(code: int) -> str | None:
     return None
 
 
-def protocol_id(name: str | int) -> int | None:
+def protocol_id(name: str | int, names: dict[int, str] = PROTOCOL_NAMES) -> int | None:
     """The id of a protocol given by name, number, or number as text; None when it is none of ours.
 
-    Numbers of the user's range are accepted: whether a table holds them is the table's matter.
+    ``names``: all protocols, the network's own ones included, where they are known. Numbers of the
+    user's range are accepted: whether a table holds them is the table's matter.
     """
-    for number, known in PROTOCOL_NAMES.items():
+    for number, known in names.items():
         if name == known:
             return number
     text = str(name)

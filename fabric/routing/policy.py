@@ -42,24 +42,30 @@ class Selection(Fact):
     ``default``."""
     reason: str
     """For people."""
+    reply_protocol: int | None = None
+    """Of the direction back, where it shall be another one."""
 
 
 class Policy(Fact):
     """An ordered list of rules; the first that matches decides."""
 
     rules: tuple[Rule, ...] = ()
+    protocols: dict[int, str] = PROTOCOL_NAMES
+    """Names of protocols that may be declared, the network's own ones included."""
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Policy:
+    def from_json(
+        cls, document: dict[str, Any], protocols: dict[int, str] = PROTOCOL_NAMES
+    ) -> Policy:
         """Build from the document of a policy file, ``{}`` meaning no rules.
 
         Raises ConfigError listing every mistake with its place.
         """
-        rules, problems = read_rules(document)
+        rules, problems = read_rules(document, protocols)
         if problems:
             lines = tuple(f"{place(path)}: {message}" for path, message in problems)
             raise ConfigError("policy is not valid", lines, cure="see docs/protocols.md")
-        return cls(rules)
+        return cls(rules, protocols)
 
     def tiers(self) -> set[str]:
         """Every spawn tier a rule names."""
@@ -75,32 +81,35 @@ def select(policy: Policy, facts: ApplicationFacts) -> Selection:
     reason says so."""
     ignored = ""
     if facts.declared_protocol:
-        number = protocol_id(facts.declared_protocol)
+        number = protocol_id(facts.declared_protocol, policy.protocols)
         if number is not None:
             reason = f"the program was started with protocol {facts.declared_protocol}"
-            return _selection(number, "", "declared-protocol", reason)
+            return _selection(policy, number, "", "declared-protocol", reason)
         ignored += f"; declared protocol {facts.declared_protocol!r} is unknown, passed over"
     if facts.declared_need:
         if facts.declared_need in NEEDS:
             reason = f"the program was started with need {facts.declared_need}{ignored}"
             need = facts.declared_need
-            return _selection(NEEDS[need], need, "declared-need", reason)
+            return _selection(policy, NEEDS[need], need, "declared-need", reason)
         ignored += f"; declared need {facts.declared_need!r} is unknown, passed over"
     for rule in policy.rules:
         if rule.matches(facts):
             reason = f"{_why(rule, facts)}{ignored}"
-            return _selection(rule.protocol, rule.need, rule.name, reason)
+            return _selection(policy, rule.protocol, rule.need, rule.name, reason, rule.reply)
     name = dscp_class(facts.dscp)
     if name is not None:
         need, family = DSCP_NEEDS[name]
         reason = f"DSCP {name.upper()} ({facts.dscp}) is {family} in RFC 4594{ignored}"
-        return _selection(NEEDS[need], need, f"rfc4594:{name.upper()}", reason)
+        return _selection(policy, NEEDS[need], need, f"rfc4594:{name.upper()}", reason)
     reason = f"nothing was declared, no rule matches, DSCP {facts.dscp} asks for nothing{ignored}"
-    return _selection(NEEDS[DEFAULT_NEED], DEFAULT_NEED, "default", reason)
+    return _selection(policy, NEEDS[DEFAULT_NEED], DEFAULT_NEED, "default", reason)
 
 
-def _selection(protocol: int, need: str, rule: str, reason: str) -> Selection:
-    return Selection(protocol, PROTOCOL_NAMES.get(protocol, str(protocol)), need, rule, reason)
+def _selection(
+    policy: Policy, protocol: int, need: str, rule: str, reason: str, reply: int | None = None
+) -> Selection:
+    name = policy.protocols.get(protocol, str(protocol))
+    return Selection(protocol, name, need, rule, reason, reply)
 
 
 def _why(rule: Rule, facts: ApplicationFacts) -> str:

@@ -31,8 +31,13 @@ def place(path: tuple[str | int, ...]) -> str:
     return text or "document"
 
 
-def read_rules(document: object) -> tuple[tuple[Rule, ...], list[Problem]]:
-    """The rules and every mistake in the document; with mistakes the rules are not to be used."""
+def read_rules(
+    document: object, protocols: dict[int, str] = PROTOCOL_NAMES
+) -> tuple[tuple[Rule, ...], list[Problem]]:
+    """The rules and every mistake in the document; with mistakes the rules are not to be used.
+
+    ``protocols``: names of all of them, the network's own ones included.
+    """
     if not isinstance(document, dict):
         return (), [((), "must be a mapping with the key rules")]
     problems: list[Problem] = [
@@ -43,7 +48,7 @@ def read_rules(document: object) -> tuple[tuple[Rule, ...], list[Problem]]:
         listed = []
     if not isinstance(listed, list):
         return (), [*problems, (("rules",), "must be a list of rules")]
-    rules = [_read_rule(rule, ("rules", n), problems) for n, rule in enumerate(listed)]
+    rules = [_read_rule(rule, ("rules", n), problems, protocols) for n, rule in enumerate(listed)]
     names: dict[str, int] = {}
     for number, rule in enumerate(rules):
         first = names.setdefault(rule.name, number)
@@ -53,12 +58,14 @@ def read_rules(document: object) -> tuple[tuple[Rule, ...], list[Problem]]:
     return tuple(rules), problems
 
 
-def _read_rule(rule: object, path: tuple[str | int, ...], problems: list[Problem]) -> Rule:
+def _read_rule(
+    rule: object, path: tuple[str | int, ...], problems: list[Problem], protocols: dict[int, str]
+) -> Rule:
     unnamed = place(path)
     if not isinstance(rule, dict):
         problems.append((path, "must be a mapping with match and need (or protocol)"))
         return Rule(unnamed, (), DEFAULT_NEED, NEEDS[DEFAULT_NEED])
-    known = ("name", "match", "need", "protocol", "tier")
+    known = ("name", "match", "need", "protocol", "reply", "tier")
     for key in rule:
         if key not in known:
             problems.append(((*path, key), f"unknown key (known: {', '.join(known)})"))
@@ -67,16 +74,32 @@ def _read_rule(rule: object, path: tuple[str | int, ...], problems: list[Problem
         problems.append(((*path, "name"), f"must be a text, not {name!r}"))
         name = unnamed
     conditions = tuple(_read_match(rule, path, problems))
-    need, protocol = _read_target(rule, path, problems)
+    need, protocol = _read_target(rule, path, problems, protocols)
+    reply = rule.get("reply")
+    if reply is not None:
+        reply = _read_protocol(reply, (*path, "reply"), problems, protocols)
     tier = rule.get("tier", "")
     if tier and tier not in TIERS:
         problems.append(((*path, "tier"), f"unknown tier {tier!r} (known: {', '.join(TIERS)})"))
         tier = ""
-    return Rule(name, conditions, need, protocol, tier)
+    return Rule(name, conditions, need, protocol, tier, reply)
+
+
+def _read_protocol(
+    value: object, path: tuple[str | int, ...], problems: list[Problem], protocols: dict[int, str]
+) -> int | None:
+    number = protocol_id(value, protocols) if isinstance(value, (str, int)) else None
+    if number is None:
+        known = ", ".join(protocols.values())
+        problems.append((path, f"unknown protocol {value!r} (known: {known}, 128 to 255)"))
+    return number
 
 
 def _read_target(
-    rule: dict[Any, Any], path: tuple[str | int, ...], problems: list[Problem]
+    rule: dict[Any, Any],
+    path: tuple[str | int, ...],
+    problems: list[Problem],
+    protocols: dict[int, str],
 ) -> tuple[str, int]:
     need, protocol = rule.get("need"), rule.get("protocol")
     if (need is None) == (protocol is None):
@@ -86,13 +109,9 @@ def _read_target(
             return need, NEEDS[need]
         problems.append(((*path, "need"), f"unknown need {need!r} (known: {', '.join(NEEDS)})"))
     else:
-        number = protocol_id(protocol) if isinstance(protocol, (str, int)) else None
+        number = _read_protocol(protocol, (*path, "protocol"), problems, protocols)
         if number is not None:
             return "", number
-        known = ", ".join(PROTOCOL_NAMES.values())
-        problems.append(
-            ((*path, "protocol"), f"unknown protocol {protocol!r} (known: {known}, 128 to 255)")
-        )
     return DEFAULT_NEED, NEEDS[DEFAULT_NEED]
 
 

@@ -25,6 +25,8 @@ class Rule(Fact):
     protocol: int
     tier: str = ""
     """How the guest of such a connection appears at its first host; empty: as the host has it."""
+    reply: int | None = None
+    """Protocol of the direction back; None: the same."""
 
     def matches(self, facts: ApplicationFacts) -> bool:
         """Whether every condition holds."""

@@ -1,75 +1,92 @@
 """Shortest and widest paths from one node.
 
-Owns: the two graph searches. May import: routing.topology. Knows nothing of protocols.
+Owns: the graph searches. May import: routing.graph. Knows nothing of protocols.
 
-Both searches start at the node that wants a table. The first hops of all equally good paths are
-carried along as a bit set over the node's own links (bit i = its i-th neighbour), so that one
-search yields the complete equal-cost sets for every destination.
+The first hops of all equally good paths are carried along as a bit set over the root's own links
+(bit i = its i-th link), so that one search yields the complete equal-cost sets for every
+destination.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from fabric.routing.topology import Link, Topology
+from fabric.routing.graph import FAR, Arc, Tree
 
 UNLIMITED = 1 << 63
 """Stands for the bandwidth of a link without limit: above everything that can be configured."""
 
-Weight = Callable[[Link], int | None]
-"""What a link adds to a path, always > 0; None: the link may not be used."""
+First = tuple[int, int, int]
+"""(far node, weight, position) of one of the root's links."""
 
 
-def shortest_paths(topology: Topology, source: int, weight: Weight) -> dict[int, tuple[int, int]]:
-    """Dijkstra: destination → (distance, first hops). The source itself is not in the result.
+def shortest_paths(
+    arcs: Sequence[Sequence[Arc]], root: int, first: Sequence[First], banned: int = -1
+) -> Tree:
+    """Dijkstra over positive weights. ``first`` takes the place of the root's arcs; ``banned`` is a
+    node not to be touched.
 
-    ``weight`` must be positive everywhere: then first hops are complete once a node is settled.
+    Weights must be positive everywhere: then first hops are complete once a node is settled.
     """
-    adjacency = topology.adjacency
-    best: dict[int, int] = {source: 0}
-    first: dict[int, int] = {source: 0}
-    settled: dict[int, tuple[int, int]] = {}
-    heap = [(0, source)]
+    distance, hops, parent = [FAR] * len(arcs), [0] * len(arcs), [-1] * len(arcs)
+    if banned >= 0:
+        distance[banned] = -1  # nothing is nearer, nothing is as near
+    distance[root] = 0
+    heap: list[Arc] = []
+    push, pop = heapq.heappush, heapq.heappop
+    for far, weight, position in first:
+        if weight < distance[far]:
+            distance[far], hops[far], parent[far] = weight, 1 << position, root
+            push(heap, (weight, far))
+        elif weight == distance[far]:
+            hops[far] |= 1 << position
     while heap:
-        distance, node = heapq.heappop(heap)
-        if node in settled:
+        reached, node = pop(heap)
+        if reached > distance[node]:
             continue
-        settled[node] = (distance, first[node])
-        for position, end in enumerate(adjacency[node]):
-            added = weight(end.link)
-            if added is None or end.node in settled:
-                continue
-            total = distance + added
-            hops = 1 << position if node == source else first[node]
-            known = best.get(end.node)
-            if known is None or total < known:
-                best[end.node] = total
-                first[end.node] = hops
-                heapq.heappush(heap, (total, end.node))
+        by = hops[node]
+        for far, weight in arcs[node]:
+            total = reached + weight
+            known = distance[far]
+            if total < known:
+                distance[far], hops[far], parent[far] = total, by, node
+                push(heap, (total, far))
             elif total == known:
-                first[end.node] |= hops
-    del settled[source]
-    return settled
+                hops[far] |= by
+                if node < parent[far]:  # noqa: PLR1730 - one path, in whatever order; min() is slow
+                    parent[far] = node
+    if banned >= 0:
+        distance[banned] = FAR
+    return Tree(distance, hops, parent)
 
 
-def bandwidth_of(link: Link) -> int:
-    """Bits per second for comparison: no limit counts as UNLIMITED."""
-    return link.bandwidth_bps or UNLIMITED
+def widest_paths(
+    arcs: Sequence[Sequence[Arc]], root: int, first: Sequence[First], banned: int = -1
+) -> list[int]:
+    """The largest bottleneck per node; the ``weight`` of an arc is its bandwidth.
 
-
-def widths(topology: Topology, source: int) -> dict[int, int]:
-    """Destination → the largest bottleneck bandwidth of any path to it (UNLIMITED at most)."""
-    adjacency = topology.adjacency
-    settled: dict[int, int] = {}
-    heap = [(-UNLIMITED, source)]
+    0 means out of reach; the root's own is UNLIMITED.
+    """
+    width = [0] * len(arcs)
+    width[root] = UNLIMITED
+    if banned >= 0:
+        width[banned] = UNLIMITED
+    heap: list[Arc] = []
+    push, pop = heapq.heappush, heapq.heappop
+    for far, bandwidth, _ in first:
+        if bandwidth > width[far]:
+            width[far] = bandwidth
+            push(heap, (-bandwidth, far))
     while heap:
-        negated, node = heapq.heappop(heap)
-        if node in settled:
+        negated, node = pop(heap)
+        if -negated < width[node]:
             continue
-        settled[node] = -negated
-        for end in adjacency[node]:
-            if end.node not in settled:
-                heapq.heappush(heap, (-min(-negated, bandwidth_of(end.link)), end.node))
-    del settled[source]
-    return settled
+        for far, bandwidth in arcs[node]:
+            least = min(-negated, bandwidth)
+            if least > width[far]:
+                width[far] = least
+                push(heap, (-least, far))
+    if banned >= 0:
+        width[banned] = 0
+    return width

@@ -1,13 +1,12 @@
-"""The forwarding table of one host: (destination, protocol) → next hops.
+"""The forwarding table of one host: (destination, protocol) → ways on.
 
-Owns: the table and its compact form. May import: fabric.errors, fabric.wire.fact (it runs in the
-guest).
+Owns: the table and its compact form. May import: fabric.errors, fabric.wire (it runs in the guest).
 
-The compact form (JSON) lists every distinct next hop once; a route is its metric and the positions
-of its hops in that list:
+The compact form (JSON) lists the host's links once; a row speaks of them by position:
 ``{"node": 1, "version": 7, "hops": [[2, "172.31.0.1", 1, 9000]],
-"routes": {"0": {"4": [20, 0]}}}``.
-A guest serves one connection, so it turns only the few routes it looks up into objects.
+"protocols": {"0": {"name": "shortest"}}, "routes": {"0": {"4": [20, [0], [1, 1]]}}}``.
+A row is ``[metric, hops, alternate, paths]``, empty parts at the end left out; see routing.rows.
+A guest serves one connection, so it turns only the few rows it looks up into objects.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from fabric.wire.fact import Fact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
 
@@ -34,10 +34,20 @@ class NextHop(Fact):
     """What the whole path to the destination is worth, in the unit of the protocol."""
 
 
+class Path(Fact):
+    """A way on with the hosts it leads through."""
+
+    hop: NextHop
+    nodes: tuple[int, ...] = ()
+    """Hosts after this one, the destination last; empty: the next host decides by its table."""
+    protects: str = ""
+    """Of an alternate: ``node`` when it avoids the dead neighbour, ``link`` when only its links."""
+
+
 class ForwardingTable:
     """Immutable; a changed topology makes a new one with another version."""
 
-    __slots__ = ("_document", "_found", "_hops", "_routes", "node", "version")
+    __slots__ = ("_document", "_found", "_hops", "_protocols", "_routes", "node", "version")
 
     def __init__(
         self, node: int, version: int, entries: dict[tuple[int, int], tuple[NextHop, ...]]
@@ -67,27 +77,97 @@ class ForwardingTable:
         self.node = int(document["node"])
         self.version = int(document["version"])
         self._hops: list[list[Any]] = document["hops"]
-        self._routes: dict[str, dict[str, list[int]]] = document["routes"]
+        self._protocols: dict[str, dict[str, Any]] = document.get("protocols", {})
+        self._routes: Mapping[str, Mapping[str, list[Any]]] = document["routes"]
         self._found: dict[tuple[int, int], tuple[NextHop, ...]] = {}
 
-    def to_json(self) -> dict[str, Any]:
-        """The compact form. Callers must not change it."""
-        return self._document
+    def to_json(self, destinations: Iterable[int] | None = None) -> dict[str, Any]:
+        """Plain data: all rows, or those of some destinations. Callers must not change it."""
+        routes: dict[str, dict[str, list[Any]]] = {}
+        for protocol, rows in self._routes.items():
+            keys = rows if destinations is None else [str(each) for each in destinations]
+            found = {key: rows.get(key) for key in keys}
+            routes[protocol] = {key: row for key, row in found.items() if row is not None}
+        return {**self._document, "routes": routes}
+
+    # -- what the engine asks --------------------------------------------------------------------
 
     def lookup(self, destination: int, protocol: int) -> tuple[NextHop, ...]:
-        """Equal-cost next hops ordered by node id and interface; empty when there is no way."""
+        """Next hops ordered by node id and interface, or in the order of the paths they begin;
+        empty when there is no way."""
         key = (destination, protocol)
         found = self._found.get(key)
         if found is None:
-            route = self._routes.get(str(protocol), {}).get(str(destination))
-            found = () if route is None else self._expand(route)
+            row = self._row(destination, protocol)
+            found = () if row is None else self._expand(row)
             self._found[key] = found
         return found
 
-    def _expand(self, route: list[int]) -> tuple[NextHop, ...]:
-        metric, *positions = route
-        hops = (self._hops[position] for position in positions)
-        return tuple(NextHop(node, to, out, mtu, metric) for node, to, out, mtu in hops)
+    def treatment(self, protocol: int) -> int | None:
+        """How its packets travel (see fabric.wire.packet); None: hop by hop."""
+        found = self._protocols.get(str(protocol), {}).get("treatment")
+        return None if found is None else int(found)
+
+    def option(self, protocol: int, name: str, default: int) -> int:
+        """A parameter of a protocol."""
+        return int(self._protocols.get(str(protocol), {}).get(name, default))
+
+    def metric(self, destination: int, protocol: int) -> int | None:
+        """What the whole entry is worth; None when there is no way."""
+        row = self._row(destination, protocol)
+        return None if row is None else int(row[0])
+
+    def paths(self, destination: int, protocol: int) -> tuple[Path, ...]:
+        """The ways on of a protocol whose packets do not travel hop by hop."""
+        row = self._row(destination, protocol)
+        if row is None:
+            return ()
+        told = row[3] if len(row) > 3 else [[]] * len(row[1])
+        hops = self._expand(row)
+        return tuple(Path(hop, tuple(nodes[1:])) for hop, nodes in zip(hops, told, strict=True))
+
+    def alternate(self, destination: int, protocol: int) -> Path | None:
+        """What to do when none of the entry's next hops can be used."""
+        row = self._row(destination, protocol)
+        if row is None or len(row) < 3 or not row[2]:
+            return None
+        position, protects, *nodes = row[2]
+        return Path(self._hop(position, row[0]), tuple(nodes), "node" if protects else "link")
+
+    def toward(self, node: int) -> tuple[NextHop, ...]:
+        """The links to a neighbour, by interface; empty when it is none."""
+        return tuple(self._hop(at, 0) for at, hop in enumerate(self._hops) if hop[0] == node)
+
+    # -- what people ask -------------------------------------------------------------------------
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Protocol ids and names, as far as the table knows them."""
+        return {int(number): str(told["name"]) for number, told in self._protocols.items()}
+
+    def known_paths(self, protocol: int) -> dict[int, tuple[int, ...]]:
+        """Destination → nodes of its first path, for entries somebody has looked at."""
+        rows = self._routes.get(str(protocol), {})
+        known = getattr(rows, "known", None)  # rows computed on demand have it
+        looked_at = known() if known is not None else rows
+        return {
+            int(destination): tuple(row[3][0][1:])
+            for destination, row in looked_at.items()
+            if len(row) > 3
+        }
+
+    def _row(self, destination: int, protocol: int) -> list[Any] | None:
+        return self._routes.get(str(protocol), {}).get(str(destination))
+
+    def _hop(self, position: int, metric: int) -> NextHop:
+        node, address, interface, mtu = self._hops[position]
+        return NextHop(node, address, interface, mtu, metric)
+
+    def _expand(self, row: list[Any]) -> tuple[NextHop, ...]:
+        if len(row) < 4:
+            return tuple(self._hop(position, row[0]) for position in row[1])
+        pairs = zip(row[1], row[3], strict=True)
+        return tuple(self._hop(position, path[0]) for position, path in pairs)
 
     @property
     def entries(self) -> dict[tuple[int, int], tuple[NextHop, ...]]:
@@ -99,33 +179,28 @@ class ForwardingTable:
         }
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, ForwardingTable)
-            and (self.node, self.version) == (other.node, other.version)
-            and self.entries == other.entries
-        )
+        return isinstance(other, ForwardingTable) and self.to_json() == other.to_json()
 
     def __hash__(self) -> int:
         return hash((self.node, self.version))
 
     def __repr__(self) -> str:
-        routes = sum(map(len, self._routes.values()))
-        return f"ForwardingTable(node={self.node}, version={self.version}, {routes} routes)"
+        return f"ForwardingTable(node={self.node}, version={self.version})"
 
 
 def _compact(
     node: int, version: int, entries: dict[tuple[int, int], tuple[NextHop, ...]]
 ) -> dict[str, Any]:
     positions: dict[tuple[int, str, int, int], int] = {}
-    routes: dict[str, dict[str, list[int]]] = {}
+    routes: dict[str, dict[str, list[Any]]] = {}
     for (destination, protocol), hops in entries.items():
         if not hops:
             continue
-        route = [hops[0].metric]
+        listed = []
         for hop in hops:
             identity = (hop.node, hop.address, hop.interface, hop.mtu)
-            route.append(positions.setdefault(identity, len(positions)))
-        routes.setdefault(str(protocol), {})[str(destination)] = route
+            listed.append(positions.setdefault(identity, len(positions)))
+        routes.setdefault(str(protocol), {})[str(destination)] = [hops[0].metric, listed]
     return {
         "node": node,
         "version": version,

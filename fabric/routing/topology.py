@@ -1,6 +1,7 @@
 """The graph of hosts and links, with the attributes the protocols weigh.
 
-Owns: Node, Link, Topology and their JSON form. May import: errors, stdlib. Stays on the host.
+Owns: Node, Link, Topology and their JSON form. May import: errors, routing.{definitions,graph},
+stdlib. Stays on the host.
 
 A topology may be disconnected (links fail); only the lab's file insists on being whole. Parallel
 links are allowed here, because real networks have them.
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 from fabric.errors import ConfigError, NameUnknown
+from fabric.routing.definitions import Definition, combined
+from fabric.routing.graph import Graph
 
 MAX_NODE = (1 << 32) - 1
 """Node ids are four bytes on the wire; 0 is nobody."""
@@ -33,6 +36,11 @@ class Node:
     name: str
     prefixes: tuple[str, ...] = ()
     """Overlay prefixes this host answers for."""
+    tags: tuple[str, ...] = ()
+    """Free words that protocols may exclude."""
+    region: str = ""
+    load: float = 0.0
+    """How busy the host is, 0 … 1."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,10 @@ class Link:
     """Bits per second; 0 is unlimited."""
     loss: float = 0.0
     """Probability that a packet is lost, 0 … below 1."""
+    jitter_us: int = 0
+    """How much the latency varies, µs."""
+    affinities: tuple[str, ...] = ()
+    """Free words that protocols may include or exclude: link colours (RFC 3630, RFC 9350)."""
     mtu: int = 1500
     """Largest IP packet, bytes."""
     a_address: str = ""
@@ -66,6 +78,8 @@ class Link:
             yield f"cost {self.cost} is not in 1 … {MAX_COST}"
         if self.latency_us < 0:
             yield f"latency {self.latency_us} µs is negative"
+        if self.jitter_us < 0:
+            yield f"jitter {self.jitter_us} µs is negative"
         if self.bandwidth_bps < 0:
             yield f"bandwidth {self.bandwidth_bps} bit/s is negative"
         if not 0 <= self.loss < 1:
@@ -95,9 +109,11 @@ class Topology:
 
     nodes: tuple[Node, ...]
     links: tuple[Link, ...]
+    protocols: tuple[Definition, ...] = ()
+    """What this network defines itself: see :attr:`definitions`."""
 
     def __post_init__(self) -> None:
-        problems = [*self._node_problems(), *self._link_problems()]
+        problems = [*self._node_problems(), *self._link_problems(), *self._protocol_problems()]
         if problems:
             raise ConfigError("topology is not possible", tuple(problems))
 
@@ -117,6 +133,8 @@ class Topology:
                     ipaddress.ip_network(prefix)
                 except ValueError as exc:
                     yield f"node {node.name}: prefix {exc}"
+            if not 0 <= node.load <= 1:
+                yield f"node {node.name}: load {node.load} is not in 0 … 1"
 
     def _link_problems(self) -> Iterator[str]:
         known = {node.id for node in self.nodes}
@@ -130,6 +148,21 @@ class Topology:
             if count > 1:
                 yield f"node {node}: interface id {interface} is on {count} links"
 
+    def _protocol_problems(self) -> Iterator[str]:
+        known = {node.id for node in self.nodes}
+        for what, values in (
+            ("id", [p.id for p in self.protocols]),
+            ("name", [p.name for p in self.protocols]),
+        ):
+            for value, count in Counter(values).items():
+                if count > 1:
+                    yield f"protocol {what} {value} is used {count} times"
+        for protocol in self.protocols:
+            where = f"protocol {protocol.name}"
+            yield from (f"{where}: {problem}" for problem in protocol.problems())
+            named = (*protocol.exclude_hosts, *protocol.via)
+            yield from (f"{where}: no node {node}" for node in named if node not in known)
+
     # -- reading ---------------------------------------------------------------------------------
 
     @cached_property
@@ -137,16 +170,30 @@ class Topology:
         return {node.id: node for node in self.nodes}
 
     @cached_property
-    def adjacency(self) -> dict[int, tuple[Neighbour, ...]]:
-        """Every node's neighbours, ordered by node id, then interface."""
-        found: dict[int, list[Neighbour]] = {node.id: [] for node in self.nodes}
-        for n in self.links:
-            found[n.a].append(Neighbour(n.b, n.b_address, n.a_address, n.a_interface, n.mtu, n))
-            found[n.b].append(Neighbour(n.a, n.a_address, n.b_address, n.b_interface, n.mtu, n))
-        return {
-            node: tuple(sorted(ends, key=lambda end: (end.node, end.interface)))
-            for node, ends in found.items()
-        }
+    def graph(self) -> Graph:
+        """Nodes and links as numbers, for searches."""
+        return Graph(
+            [node.id for node in self.nodes],
+            [(n.a, n.a_interface, n.b, n.b_interface) for n in self.links],
+        )
+
+    @cached_property
+    def definitions(self) -> dict[int, Definition]:
+        """All protocols by ascending id: the built-in ones, and this network's own."""
+        return combined(self.protocols)
+
+    def protocol(self, number: int) -> Definition:
+        """Raises NameUnknown, listing the known ones."""
+        found = self.definitions.get(number)
+        if found is None:
+            known = ", ".join(f"{each.id} {each.name}" for each in self.definitions.values())
+            raise NameUnknown(f"no protocol {number}", cure=f"protocols: {known}")
+        return found
+
+    @cached_property
+    def protocol_names(self) -> dict[int, str]:
+        """Protocol id → name."""
+        return {number: protocol.name for number, protocol in self.definitions.items()}
 
     @cached_property
     def _owners(self) -> list[tuple[int, int, dict[int, int]]]:
@@ -195,13 +242,23 @@ class Topology:
         return None
 
     def neighbours(self, node: int) -> tuple[Neighbour, ...]:
-        """The far ends of a node's links. Raises NameUnknown."""
+        """The far ends of a node's links, by node id, then interface. Raises NameUnknown."""
         self.node(node)
-        return self.adjacency[node]
+        graph = self.graph
+        found = []
+        for _, number in graph.ends[graph.index[node]]:
+            n = self.links[number]
+            if n.a == node:
+                end = Neighbour(n.b, n.b_address, n.a_address, n.a_interface, n.mtu, n)
+            else:
+                end = Neighbour(n.a, n.a_address, n.b_address, n.b_interface, n.mtu, n)
+            found.append(end)
+        return tuple(found)
 
     def components(self) -> tuple[tuple[int, ...], ...]:
         """Connected components, each sorted, largest first, then by smallest node id."""
-        left = {node.id for node in self.nodes}
+        graph = self.graph
+        left = set(range(len(graph.ids)))
         found = []
         while left:
             pending, part = [min(left)], set[int]()
@@ -209,46 +266,81 @@ class Topology:
                 node = pending.pop()
                 if node not in part:
                     part.add(node)
-                    pending.extend(end.node for end in self.adjacency[node])
+                    pending.extend(far for far, _ in graph.ends[node])
             left -= part
-            found.append(tuple(sorted(part)))
+            found.append(tuple(sorted(graph.ids[node] for node in part)))
         return tuple(sorted(found, key=lambda part: (-len(part), part)))
 
     def is_connected(self) -> bool:
         """Whether every node can reach every other."""
         return len(self.components()) <= 1
 
+    # -- the same network, later -----------------------------------------------------------------
+
+    def changed(
+        self, links: Mapping[int, Link] | None = None, nodes: Mapping[int, Node] | None = None
+    ) -> Topology:
+        """With new attributes of some links (by position) and nodes (by id), nothing else checked.
+
+        Ends, interfaces, ids and prefixes must be the old ones: this is for measurements, which
+        come often, while a graph of a thousand hosts takes ten milliseconds to check.
+        """
+        links, nodes = links or {}, nodes or {}
+        problems = [problem for link in links.values() for problem in link.problems()]
+        if problems:
+            raise ConfigError("topology is not possible", tuple(problems))
+        found = Topology.__new__(Topology)
+        kept = dict(self.__dict__)
+        kept["links"] = tuple(links.get(at, link) for at, link in enumerate(self.links))
+        if nodes:
+            kept["nodes"] = tuple(nodes.get(node.id, node) for node in self.nodes)
+            kept.pop("_by_id", None)
+        found.__dict__.update(kept)
+        return found
+
+    def without(self, links: Collection[int]) -> Topology:
+        """With the links at these positions gone."""
+        found = Topology.__new__(Topology)
+        kept = {name: value for name, value in self.__dict__.items() if name != "graph"}
+        kept["links"] = tuple(link for at, link in enumerate(self.links) if at not in links)
+        found.__dict__.update(kept)
+        return found
+
     # -- JSON ------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; link attributes at their defaults are left out."""
-        return {
-            "nodes": [
-                {"id": n.id, "name": n.name, "prefixes": list(n.prefixes)} for n in self.nodes
-            ],
-            "links": [_link_to_json(link) for link in self.links],
+        """Plain data; attributes at their defaults are left out."""
+        document: dict[str, Any] = {
+            "nodes": [{"prefixes": [], **_to_json(node, ("id", "name"))} for node in self.nodes],
+            "links": [_to_json(link, ("a", "b")) for link in self.links],
         }
+        if self.protocols:
+            document["protocols"] = [protocol.to_json() for protocol in self.protocols]
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Topology:
         """Inverse of :meth:`to_json`. Raises ConfigError on anything malformed."""
         try:
-            nodes = [
-                Node(int(n["id"]), str(n["name"]), tuple(n.get("prefixes", ())))
-                for n in document["nodes"]
-            ]
-            links = [Link(**link) for link in document["links"]]
+            nodes = [Node(**_from_json(node)) for node in document["nodes"]]
+            links = [Link(**_from_json(link)) for link in document["links"]]
+            protocols = [Definition.from_json(known) for known in document.get("protocols", ())]
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ConfigError(
                 f"topology document: {type(exc).__name__} {exc}",
                 cure="it is made by Topology.to_json()",
             ) from exc
-        return cls(tuple(nodes), tuple(links))
+        return cls(tuple(nodes), tuple(links), tuple(protocols))
 
 
-def _link_to_json(link: Link) -> dict[str, Any]:
-    values = {attribute.name: getattr(link, attribute.name) for attribute in fields(Link)}
-    defaults = {attribute.name: attribute.default for attribute in fields(Link)}
-    return {
-        name: value for name, value in values.items() if name in "ab" or value != defaults[name]
-    }
+def _to_json(fact: Node | Link, always: tuple[str, ...]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for attribute in fields(fact):
+        value = getattr(fact, attribute.name)
+        if attribute.name in always or value != attribute.default:
+            document[attribute.name] = list(value) if isinstance(value, tuple) else value
+    return document
+
+
+def _from_json(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}

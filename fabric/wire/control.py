@@ -3,7 +3,8 @@
 Owns: the messages and their codec. May import: fabric.wire.errors, fabric.wire.fact, json.
 
 host → agent: Configure, InstallTable, Query, Align, Quiesce, Identify.
-agent → host: Hello, Ready, AgentEvent, Counters, Traces, ClockReading, Quiesced, Identified.
+agent → host: Hello, Ready, AgentEvent, Counters, Traces, ClockReading, Identity, Quiesced,
+Identified.
 A line is ``{"type": NAME, …fields}``. Fields a receiver does not know are ignored, so that a newer
 host can talk to an older agent; fields it lacks and that have no default are an error.
 """
@@ -56,6 +57,8 @@ class Configure(Fact):
     first: list[str] = []  # noqa: RUF012
     """Hex of inner packets that wait already, at the ingress only: to be sent on before anything
     else is done."""
+    first_sequence: int = 1
+    """Number of the first packet this guest sends: above all of the guests it may succeed."""
 
 
 class InstallTable(Fact):
@@ -65,7 +68,8 @@ class InstallTable(Fact):
 
 
 class Query(Fact):
-    """Ask for ``counters``, the ``last`` newest ``traces``, or a reading of the ``clock``."""
+    """Ask for ``counters``, the ``last`` newest ``traces``, a reading of the ``clock``, or the
+    ``identity``, which is also how a quiet agent shows that it lives."""
 
     what: str
     last: int = 256
@@ -164,16 +168,27 @@ class ClockReading(Fact):
     now_us: int
 
 
+class Identity(Fact):
+    """Whom the agent serves, by its own account. ``digest`` is its program's, as in Hello."""
+
+    connection: int
+    """0: none yet."""
+    protocol: int | None
+    table_version: int
+    digest: str
+
+
 ToAgent = Configure | InstallTable | Query | Align | Quiesce | Identify
 ToHost = (
-    Hello | Ready | AgentEvent | Counters | Traces | ClockReading | Quiesced | Identified
-)  # fmt: skip
+    Hello | Ready | AgentEvent | Counters | Traces | ClockReading | Identity | Quiesced | Identified
+)
 Message = ToAgent | ToHost
 MESSAGES: dict[str, type[Fact]] = {
     cls.__name__: cls
     for cls in (
         *(Configure, InstallTable, Query, Align, Quiesce, Identify),
-        *(Hello, Ready, AgentEvent, Counters, Traces, ClockReading, Quiesced, Identified),
+        *(Hello, Ready, AgentEvent, Counters, Traces, ClockReading, Identity),
+        *(Quiesced, Identified),
     )
 }
 

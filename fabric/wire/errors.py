@@ -8,6 +8,7 @@ WireError
 ├── HeaderLengthInvalid   shorter than the fixed header, or no room for an announced ICV
 ├── LengthMismatch        lengths in the header disagree with the datagram
 ├── TooManyRecords        a trace longer than the format allows
+├── PathInvalid           an explicit path too long to walk, or longer than the payload it stands in
 ├── FieldOutOfRange       a value that does not fit its field (the sender's own mistake)
 └── ControlInvalid        a control message that is too long, unknown or incomplete
 """
@@ -45,6 +46,10 @@ class LengthMismatch(FieldError):
 
 class TooManyRecords(FieldError):
     """The hop count exceeds the longest trace."""
+
+
+class PathInvalid(FieldError):
+    """An explicit path cannot be walked, or is not there."""
 
 
 class FieldOutOfRange(FieldError):

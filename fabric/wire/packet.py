@@ -18,6 +18,7 @@ from fabric.wire.errors import (
     HeaderLengthInvalid,
     LengthMismatch,
     PacketTooShort,
+    PathInvalid,
     TooManyRecords,
     VersionUnknown,
 )
@@ -47,6 +48,10 @@ UNDERLAY_OVERHEAD = 28
 """Bytes of the IPv4 and UDP headers in front of a fabric header."""
 DEFAULT_HOP_LIMIT = 32
 """Hosts a packet may cross: twice the longest trace, so that a loop ends soon after being seen."""
+NODE_SIZE = 4
+"""Bytes of one node id in an explicit path."""
+MAX_PATH = DEFAULT_HOP_LIMIT
+"""Node ids in an explicit path: a longer one could not be walked to its end."""
 
 FLAG_REPLY = 0x01
 """The packet travels from the egress host back to the ingress host."""
@@ -56,23 +61,42 @@ FLAG_MTU = 0x04
 """A host on the way left no record because the next link's MTU had no room."""
 FLAG_AUTHENTICATED = 0x08
 """A 16-byte ICV follows the fixed header. Version 1 senders never set it."""
+FLAG_PATH = 0x10
+"""The packet does not simply follow the tables: the way fields count, and the payload begins with
+``path_length`` node ids."""
+FLAG_REPAIRED = 0x20
+"""A host on the way sent it around a dead neighbour. It is not repaired a second time."""
 FLAG_NAMES = {
     FLAG_REPLY: "reply",
     FLAG_OVERFLOW: "overflow",
     FLAG_MTU: "mtu",
     FLAG_AUTHENTICATED: "authenticated",
+    FLAG_PATH: "path",
+    FLAG_REPAIRED: "repaired",
 }
+
+SINGLE, REPLICATED, DISPERSED, FLOODED = range(4)
+"""Treatment of a packet with FLAG_PATH: nothing more; its egress eliminates duplicates; its egress
+restores the order; sent to every neighbour, and every host eliminates duplicates."""
 
 PAYLOAD_IPV4 = 4
 PAYLOAD_IPV6 = 41
+PAYLOAD_OF_VERSION = {4: PAYLOAD_IPV4, 6: PAYLOAD_IPV6}
+"""IP version → payload type."""
+VERSION_OF_PAYLOAD = {PAYLOAD_IPV4: 4, PAYLOAD_IPV6: 6}
 PAYLOAD_ANNOUNCE = 253
 """IANA keeps 253 for experimentation; ours: a connection is coming, see fabric.host."""
 
 # first byte (version, header words), flags, protocol, hop limit, payload length, hop count,
-# payload type | connection | source, destination | sequence | key id, six reserved bytes
+# payload type | connection | source, destination | sequence | key id, way, two reserved bytes
 HEADER = Struct(">BBBBHBBQIIQH6x")
+"""The fixed header of a packet without FLAG_PATH, which are nearly all."""
 HEAD = Struct(">BBBBHBB")
 """The first eight bytes: all that a relay rewrites."""
+WAY = Struct(">BBBB2x")
+"""path number, path length, treatment, reply protocol XOR protocol, two reserved bytes"""
+WAY_OFFSET = 34
+_WHOLE = Struct(">BBBBHBBQIIQHBBBB2x")
 RECORD = Struct(">IHHHQIHII")
 RESIDENCE = Struct(">I")
 RESIDENCE_OFFSET = 18
@@ -100,13 +124,21 @@ class Header(Fact):
     sequence: int
     key_id: int = 0
     length: int = HEADER_SIZE
+    path_number: int = 0
+    """Which of several paths this packet (or copy) is on."""
+    path_length: int = 0
+    """Node ids in front of the payload; counts with FLAG_PATH only."""
+    treatment: int = SINGLE
+    reply_difference: int = 0
+    """The protocol replies shall use XOR ``protocol``: 0, the same one."""
 
     def pack(self) -> bytes:
         """The 40 bytes of the fixed header. Raises FieldOutOfRange."""
         if self.length % 4 or not HEADER_SIZE <= self.length <= HEADER_SIZE_MAX:
             raise FieldOutOfRange("header length", "40…60, a multiple of 4", self.length)
         try:
-            return HEADER.pack(VERSION << 4 | self.length // 4, *self.values()[:-1])
+            first, values = VERSION << 4 | self.length // 4, self.values()
+            return _WHOLE.pack(first, *values[:11], *values[12:])
         except struct_error as exc:
             raise FieldOutOfRange("header", str(exc), self) from exc
 
@@ -115,11 +147,11 @@ class Header(Fact):
         """Inverse of :meth:`pack`. Raises PacketTooShort, VersionUnknown, HeaderLengthInvalid,
         TooManyRecords."""
         cursor = Cursor(buffer)
-        values = cursor.unpack(HEADER, "fixed header")
+        values = cursor.unpack(_WHOLE, "fixed header")
         first, flags, protocol, hop_limit, payload, hops, kind, connection = values[:8]
         if first >> 4 != VERSION:
             raise VersionUnknown("version", VERSION, first >> 4)
-        source, destination, sequence, key_id = values[8:]
+        source, destination, sequence, key_id, number, nodes, treatment, reply = values[8:]
         header = cls(
             flags=flags,
             protocol=protocol,
@@ -133,13 +165,31 @@ class Header(Fact):
             sequence=sequence,
             key_id=key_id,
             length=(first & 0x0F) * 4,
+            path_number=number,
+            path_length=nodes,
+            treatment=treatment,
+            reply_difference=reply,
         )
         least = HEADER_SIZE + (ICV_SIZE if header.flags & FLAG_AUTHENTICATED else 0)
         if header.length < least:
             raise HeaderLengthInvalid("header length", f"at least {least}", header.length)
         if header.hop_count > MAX_RECORDS:
             raise TooManyRecords("hop count", f"at most {MAX_RECORDS}", header.hop_count)
+        if header.path_nodes > MAX_PATH:
+            raise PathInvalid("path length", f"at most {MAX_PATH}", header.path_length)
+        if header.path_nodes * NODE_SIZE > header.payload_length:
+            raise PathInvalid("path", f"{header.path_length} nodes", header.payload_length)
         return header
+
+    @property
+    def path_nodes(self) -> int:
+        """Node ids in front of the payload; 0 without FLAG_PATH, whatever the field says."""
+        return self.path_length if self.flags & FLAG_PATH else 0
+
+    @property
+    def reply_protocol(self) -> int:
+        """The protocol that packets in the other direction shall use."""
+        return self.protocol ^ self.reply_difference
 
     def flag_names(self) -> list[str]:
         """Names of the flags that are set; unknown bits are left out."""
@@ -187,22 +237,25 @@ class HopRecord(Fact):
 
 
 class Packet(Fact):
-    """One whole datagram: header, header extension (an ICV, later options), payload, trace."""
+    """One whole datagram: header, header extension (an ICV, later options), explicit path,
+    payload, trace. The path counts as payload in the header's lengths."""
 
     header: Header
     payload: bytes
     records: tuple[HopRecord, ...] = ()
     extension: bytes = b""
+    path: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
         """The datagram. The header's lengths must describe it: raises LengthMismatch otherwise."""
         header = self.header
-        told = (header.length, header.payload_length, header.hop_count)
-        actual = (HEADER_SIZE + len(self.extension), len(self.payload), len(self.records))
-        if told != actual:
-            raise LengthMismatch("header, payload, hops", told, actual)
+        payload = pack_path(self.path) + self.payload
+        told = (header.length, header.payload_length, header.hop_count, header.path_nodes)
+        actual = (HEADER_SIZE + len(self.extension), len(payload), len(self.records))
+        if told != (*actual, len(self.path)):
+            raise LengthMismatch("header, payload, hops, path", told, (*actual, len(self.path)))
         trace = b"".join(record.pack() for record in self.records)
-        return header.pack() + self.extension + self.payload + trace
+        return header.pack() + self.extension + payload + trace
 
     @classmethod
     def parse(cls, datagram: Buffer) -> Packet:
@@ -212,13 +265,14 @@ class Packet(Fact):
         cursor = Cursor(datagram)
         cursor.take(HEADER_SIZE, "fixed header")
         extension = cursor.take(header.length - HEADER_SIZE, "header extension")
-        payload = cursor.take(header.payload_length, "payload")
+        path = unpack_path(cursor.take(header.path_nodes * NODE_SIZE, "path"))
+        payload = cursor.take(header.payload_length - len(path) * NODE_SIZE, "payload")
         records = tuple(
             HopRecord(*cursor.unpack(RECORD, f"hop record {n}")) for n in range(header.hop_count)
         )
         if cursor.left:
             raise LengthMismatch("datagram", cursor.position, cursor.position + cursor.left)
-        return cls(header, payload, records, extension)
+        return cls(header, payload, records, extension, path)
 
     @classmethod
     def parse_trace(cls, trace: Buffer) -> Packet:
@@ -232,6 +286,19 @@ class Packet(Fact):
         if cursor.left:
             raise LengthMismatch("trace", cursor.position, cursor.position + cursor.left)
         return cls(header, b"", records)
+
+
+def pack_path(nodes: tuple[int, ...]) -> bytes:
+    """Node ids as they stand in front of a payload. Raises FieldOutOfRange."""
+    try:
+        return Struct(f">{len(nodes)}I").pack(*nodes)
+    except struct_error as exc:
+        raise FieldOutOfRange("path", str(exc), nodes) from exc
+
+
+def unpack_path(block: Buffer) -> tuple[int, ...]:
+    """Inverse of :func:`pack_path`."""
+    return Struct(f">{len(block) // NODE_SIZE}I").unpack(block)
 
 
 def append_record(datagram: Buffer, record: HopRecord) -> bytes:

@@ -48,13 +48,14 @@ def test_our_xml_is_accepted(hypervisor: Hypervisor, machine: str) -> None:
 
 
 def test_a_created_domain_is_listed_as_ours(hypervisor: Hypervisor) -> None:
-    hypervisor.create(xml(1))
+    handle = hypervisor.create(xml(1))
     hypervisor.create(xml(2))
     hypervisor.create(xml(1, host="h2"))
     mine = hypervisor.list_owned("demo", "h1")
     assert [(d.name, d.index) for d in mine] == [("fabric-demo-h1-g1", 1), ("fabric-demo-h1-g2", 2)]
     assert all(d.active and d.connection == 0x1_0000_002A for d in mine)
     assert mine[0].started_at == 1_700_000_000.0
+    assert mine[0].uuid == handle.uuid
     assert len(hypervisor.list_owned("demo")) == 3
     assert len(hypervisor.list_owned()) == 3
     assert hypervisor.list_owned("other") == []

@@ -55,6 +55,7 @@ class AgentLab:
         self.zipapp = zipapp
         self.prefix = f"fagent{os.getpid()}n{next(_LABS)}"
         self.messages: dict[int, list[Message]] = {}
+        self._unread: dict[int, list[Message]] = {}
         self._sockets: dict[int, socket.socket] = {}
         self._decoders: dict[int, Decoder] = {}
         self._stack = ExitStack()
@@ -187,6 +188,7 @@ class AgentLab:
         self._stack.callback(process.wait, 10)
         self._stack.callback(process.kill)
         self.messages[node] = []
+        self._unread[node] = []
         self._sockets[node] = ours
         self._decoders[node] = Decoder()
 
@@ -196,16 +198,17 @@ class AgentLab:
     def wait(self, node: int, kind: type[Message]) -> Any:
         """The next message of ``kind``; everything that came is kept in ``messages``."""
         end = time.monotonic() + DEADLINE
+        unread = self._unread[node]
         while time.monotonic() < end:
+            while unread:  # several may come at once, and more than one be waited for
+                if isinstance(message := unread.pop(0), kind):
+                    return message
             try:
                 data = self._sockets[node].recv(65536)
             except TimeoutError:
                 continue
-            news = self._decoders[node].feed(data)
-            self.messages[node] += news
-            for message in news:
-                if isinstance(message, kind):
-                    return message
+            unread += self._decoders[node].feed(data)
+            self.messages[node] += unread
             assert data, f"agent {node} is gone"
         raise AssertionError(f"agent {node}: no {kind.__name__}; had {self.messages[node]}")
 
@@ -215,6 +218,7 @@ class AgentLab:
 
     def _drain(self, node: int) -> None:
         # Reports that came unasked must not pass for the answer.
+        self._unread[node].clear()
         with suppress(BlockingIOError, TimeoutError):
             while data := self._sockets[node].recv(65536, socket.MSG_DONTWAIT):
                 self.messages[node] += self._decoders[node].feed(data)

@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.requests.append(self.path)
-        self._answer(202, {})
+        self._answer(202, self.server.documents.get(urlsplit(self.path).path, {}))
         if self.path == "/v1/shutdown":
             threading.Thread(target=self.server.shutdown).start()
 
@@ -95,7 +95,9 @@ def main() -> None:
     # A socket left by a killed predecessor is in the way.
     path.unlink(missing_ok=True)
     status = {"lab": config["lab"], "host": config["host"], "pid": os.getpid(), "guests": 0}
-    server = make_server(path, {"/v1/status": status})
+    found = {"verb": "unlink", "what": "channel of g9", "why": "no guest has this slot"}
+    reaped = [found] if "leaky" in config["host"] else []
+    server = make_server(path, {"/v1/status": status, "/v1/reap": reaped})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server.serve_forever(poll_interval=0.05)
     path.unlink()

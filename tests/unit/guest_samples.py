@@ -27,6 +27,7 @@ from fabric.wire.control import (
     Ready,
     encode,
 )
+from fabric.wire.errors import ControlInvalid
 
 LATE = 0.1
 """Seconds between the words of a late agent: enough for the host to act on the first."""
@@ -120,6 +121,8 @@ class FakeAgents:
     heard: list[Message] = field(default_factory=list)
     servers: dict[Path, asyncio.Server] = field(default_factory=dict)
     pushed: list[str] = field(default_factory=list)
+    asleep: dict[str, list[Message]] = field(default_factory=dict)
+    """What guests that are paused were told so far, by address."""
     _address_of: dict[int, str] = field(default_factory=dict)
     _kept_back: Identified | None = None
 
@@ -131,12 +134,20 @@ class FakeAgents:
             decoder = Decoder()
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 while data := await reader.read(65536):
-                    for message in decoder.feed(data):
+                    for message in _understood(decoder, data):
                         self.heard.append(message)
-                        self._answer(writer, message)
+                        if guest.address in self.asleep:
+                            self.asleep[guest.address].append(message)
+                        else:
+                            self._answer(writer, message)
 
         guest.channel.parent.mkdir(parents=True, exist_ok=True)
         self.servers[guest.channel] = await asyncio.start_unix_server(client, guest.channel)
+
+    def wake(self, address: str) -> None:
+        """It finds in its channel what was said while it did not run."""
+        for message in self.asleep.pop(address, []):
+            self._answer(self.clients[address], message)
 
     def _answer(self, writer: asyncio.StreamWriter, message: Message) -> None:
         answer: Message | None = None
@@ -183,6 +194,16 @@ class FakeAgents:
             server.close()
 
 
+def _understood(decoder: Decoder, data: bytes) -> list[Message]:
+    """As an agent does: what makes no sense is passed over."""
+    messages: list[Message] = []
+    while True:
+        try:
+            return messages + decoder.feed(data)
+        except ControlInvalid:
+            data = b""
+
+
 class ServingHypervisor(FakeHypervisor):
     """A fake hypervisor whose domains have channel sockets."""
 
@@ -197,5 +218,22 @@ class ServingHypervisor(FakeHypervisor):
         mark = self.domains[handle.name]
         assert mark is not None
         identity = GuestIdentity.derive(self.config, mark.index)
+        self.agents.asleep.pop(identity.address, None)
+        if paused:
+            self.agents.asleep[identity.address] = []
         asyncio.run_coroutine_threadsafe(self.agents.serve(identity), self.loop).result(5)
         return handle
+
+    def resume(self, name: str) -> None:
+        super().resume(name)
+        self._wake(name)
+
+    def wake(self, name: str) -> None:
+        super().wake(name)
+        self._wake(name)
+
+    def _wake(self, name: str) -> None:
+        mark = self.domains[name]
+        assert mark is not None
+        address = GuestIdentity.derive(self.config, mark.index).address
+        self.loop.call_soon_threadsafe(self.agents.wake, address)

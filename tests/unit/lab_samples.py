@@ -34,7 +34,7 @@ def spec(
             guest_interface=names.GUEST_INTERFACE,
             overlay_addresses=(f"10.77.0.{node}/32", f"fd77::{node}/128"),
             overlay_prefixes=("10.77.0.0/16", "fd77::/64"),
-            topology={},
+            topology={"nodes": [], "links": []},
             run_dir=str(run_dir),
         )
         for node, host in enumerate(hosts, 1)

@@ -77,7 +77,7 @@ class NaiveAgent:
         self.datagrams = 0
         """Received from the neighbour."""
         self.wrapped: Counter[FiveTuple | None] = Counter()
-        """Packets sent to the neighbour, by flow; None is the kernel's own noise."""
+        """Packets sent to the neighbour, by flow; None is the kernel's noise, which stays."""
 
     def start(self) -> None:
         self._end_read, self._end_write = os.pipe()
@@ -105,8 +105,10 @@ class NaiveAgent:
             with contextlib.suppress(BlockingIOError):
                 if self._tun in ready:
                     packet = os.read(self._tun, 65536)
-                    self.wrapped[parse_flow(packet)] += 1
-                    self._udp.sendto(self._header + packet, self._neighbour)
+                    flow = parse_flow(packet)
+                    self.wrapped[flow] += 1
+                    if flow is not None:
+                        self._udp.sendto(self._header + packet, self._neighbour)
                 if self._udp in ready:
                     data, (source, _) = self._udp.recvfrom(65536)
                     self.sources.add(source)

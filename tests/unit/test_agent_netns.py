@@ -15,7 +15,15 @@ import pytest
 
 from fabric.host.bundle import build_bundle
 from fabric.routing.policy import ApplicationFacts
-from fabric.wire.control import AgentEvent, Counters, Hello, InstallTable, Ready, Traces
+from fabric.wire.control import (
+    AgentEvent,
+    Counters,
+    Hello,
+    Identity,
+    InstallTable,
+    Ready,
+    Traces,
+)
 from fabric.wire.inner import FiveTuple
 from fabric.wire.packet import FLAG_REPLY, Packet
 from tests.unit.agent_lab import CONNECTION, AgentLab
@@ -159,6 +167,7 @@ def test_the_pushed_zip_application_runs_and_knows_its_digest(tmp_path: Path) ->
         hello = lab.messages[1][0]
         assert isinstance(hello, Hello)
         assert hello.digest == bundle.digest
+        assert lab.query(1, "identity", Identity) == Identity(CONNECTION, 1, 7, bundle.digest)
         lab.run(1, "ping", "-c", "1", "10.77.0.2")
 
 
@@ -197,3 +206,8 @@ def test_an_agent_without_its_host_forwards_and_does_not_spin(lab: AgentLab) -> 
     lab.hang_up(2)
     assert " 0% packet loss" in lab.run(1, "ping", "-c", "2", "-i", "0.05", "10.77.0.3")
     assert busy_ticks(lab, 2) <= 5
+
+
+def test_an_agent_that_serves_nobody_says_so() -> None:
+    with AgentLab(1, configured=False) as lab:
+        assert lab.query(1, "identity", Identity) == Identity(0, None, 0, "")

@@ -37,6 +37,7 @@ MESSAGES: list[Message] = [
     control.AgentEvent("first-packet", {"direction": "in"}, 5),
     control.Counters({"packets_in": 3}, 99, False),
     control.Traces(["00ff"]),
+    control.Identity(2**63 + 1, None, 7, "ab"),
     control.Quiesce(),
     control.Quiesced([]),
     control.Identify("02:fa:00:00:04:01", "100.115.0.2", 1500, "ab", "cd", 1),

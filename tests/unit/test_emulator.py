@@ -169,7 +169,8 @@ def test_tcp_passes_intact_at_hundreds_of_megabits(ends: tuple[str, str], tmp_pa
         received = json.loads(result.stdout)["end"]["sum_received"]
         # The bound is far below what it does (2 Gb/s idle): this machine is shared.
         assert received["bits_per_second"] > 50e6
-        assert received["bytes"] >= 31 << 20
+        # What is under way when the sender says that it is done is not counted.
+        assert received["bytes"] >= 28 << 20
     finally:
         server.kill()
         server.wait()

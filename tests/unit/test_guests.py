@@ -224,8 +224,11 @@ def test_leftovers_of_a_former_life_are_ended_first(tmp_path: Path) -> None:
         with Journal(w.journal) as former:
             former.intend("guest", "fabric-demo-h1-g9")
         w.hypervisor.domains["fabric-demo-h1-g9"] = None
-        guest = await w.spawn()
-        assert list(w.hypervisor.domains) == [guest.name]
+        found = await w.manager.start()
+        assert found.ended == 1
+        await until(lambda: not w.hypervisor.domains)
+        with Journal(w.journal) as after:
+            assert after.open_entries() == ()
 
     run(tmp_path, scenario)
 

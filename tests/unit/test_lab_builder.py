@@ -16,7 +16,8 @@ from fabric.host import netns
 from fabric.host.domain_xml import OwnerMark
 from fabric.host.hypervisor_fake import FakeHypervisor
 from fabric.host.netlink import Netlink
-from fabric.lab import builder, gc, names, state
+from fabric.host.process import boot_id
+from fabric.lab import builder, gc, names, processes, state
 from tests.unit import lab_samples
 
 pytestmark = [
@@ -86,9 +87,7 @@ def test_second_up_changes_nothing(tmp_path: Path, run_dir: Path) -> None:
 def test_up_repairs_what_is_missing(tmp_path: Path, run_dir: Path) -> None:
     spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path)
     builder.up(spec, machine)
-    os.kill(state.require(run_dir, LAB).processes["h2"].pid, signal.SIGKILL)
-    while state.require(run_dir, LAB).processes["h2"].is_alive():
-        pass
+    kill_orchestrator(run_dir, "h2")
     assert builder.up(spec, machine).changed == ("orchestrator of h2",)
     with Netlink(names.namespace_name(LAB, "h1")) as h1:
         h1.delete_link("to-h2")
@@ -97,6 +96,68 @@ def test_up_repairs_what_is_missing(tmp_path: Path, run_dir: Path) -> None:
     assert "link emulator" in changed
     assert rtt_ms("h1", "172.31.0.1") >= 10.0
     assert builder.up(spec, machine).changed == ()
+
+
+def kill_orchestrator(run_dir: Path, host: str) -> None:
+    process = state.require(run_dir, LAB).processes[host]
+    os.kill(process.pid, signal.SIGKILL)
+    while process.is_alive():
+        pass
+
+
+def test_guests_of_a_dead_orchestrator_are_left_to_its_successor(
+    tmp_path: Path, run_dir: Path
+) -> None:
+    hypervisor = FakeHypervisor()
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path, hypervisor)
+    builder.up(spec, machine)
+    hypervisor.domains = {f"fabric-{LAB}-h2-g1": OwnerMark(LAB, "h2", 1, 1, 0)}
+    (spec.hosts[1].host_dir / "connections").mkdir()
+    kill_orchestrator(run_dir, "h2")
+    assert builder.up(spec, machine).changed == ("orchestrator of h2",)
+    assert list(hypervisor.domains) == [f"fabric-{LAB}-h2-g1"]
+    assert (spec.hosts[1].host_dir / "connections").is_dir()
+    builder.down(LAB, run_dir, machine)
+    assert not hypervisor.domains and not run_dir.exists()
+
+
+def test_up_after_a_reboot_starts_clean(tmp_path: Path, run_dir: Path) -> None:
+    """Files outlive a reboot where run_dir is on a disk; nothing else does."""
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path)
+    builder.up(spec, machine)
+    everything = len(builder.parts(state.require(run_dir, LAB), machine))
+    record = state.record_path(run_dir, LAB)
+    files = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    builder.down(LAB, run_dir, machine)
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    bystander = subprocess.Popen(["sleep", "600"])
+    try:
+        me = processes.identify(bystander.pid)
+        assert me is not None
+        text = record.read_text().replace(boot_id(), "another boot")
+        numbers = r'"pid": \d+,(\s+)"start_ticks": \d+'
+        same = f'"pid": {me.pid},\\1"start_ticks": {me.start_ticks}'
+        record.write_text(re.sub(numbers, same, text))
+        assert not state.require(run_dir, LAB).live, "the numbers are those of another boot"
+        # The hosts files and the configurations are as they were; all else is made anew.
+        hosts = len(spec.hosts)
+        assert len(builder.up(spec, machine).changed) == everything - hosts
+        assert builder.up(spec, machine).changed == ()
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_gc_has_the_orchestrators_of_live_labs_compare(tmp_path: Path, run_dir: Path) -> None:
+    machine = lab_samples.machine(tmp_path)
+    builder.up(lab_samples.spec(run_dir, LAB, ("h1", "leaky")), machine)
+    found = gc.collect(run_dir, machine, dry_run=True, only=frozenset({LAB}))
+    told = "leaky: channel of g9 (no guest has this slot)"
+    assert [(x.kind, x.name, x.lab) for x in found] == [("unlink", told, LAB)]
+    assert gc.collect(run_dir, machine, dry_run=True, only=frozenset({"another"})) == []
 
 
 def test_dry_run_makes_nothing(tmp_path: Path, run_dir: Path) -> None:

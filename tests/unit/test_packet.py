@@ -16,6 +16,9 @@ from fabric.wire.packet import Header, HopRecord, Packet, append_record
 VECTORS = Path(__file__).parent.parent / "vectors" / "packets.json"
 U8, U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
 
+UNTOLD = {"path_number": 0, "path_length": 0, "treatment": 0, "reply_difference": 0}
+"""Fields that the oldest vectors do not mention: reserved bytes then, zero."""
+
 records = st.builds(HopRecord, U32, U16, U16, U16, U64, U32, U16, U32, U32)
 
 
@@ -27,11 +30,14 @@ def packets(draw: st.DrawFn) -> Packet:
     flags = draw(U8)
     if len(extension) < packet.ICV_SIZE:
         flags &= ~packet.FLAG_AUTHENTICATED
+    path: tuple[int, ...] = ()
+    if flags & packet.FLAG_PATH:
+        path = tuple(draw(st.lists(U32, max_size=packet.MAX_PATH)))
     header = Header(
         flags,
         draw(U8),
         draw(U8),
-        len(payload),
+        len(payload) + packet.NODE_SIZE * len(path),
         len(trace),
         draw(U8),
         draw(U64),
@@ -40,8 +46,12 @@ def packets(draw: st.DrawFn) -> Packet:
         draw(U64),
         draw(U16),
         packet.HEADER_SIZE + len(extension),
+        path_number=draw(U8),
+        path_length=len(path) if path or flags & packet.FLAG_PATH else draw(U8),
+        treatment=draw(U8),
+        reply_difference=draw(U8),
     )
-    return Packet(header, payload, trace, extension)
+    return Packet(header, payload, trace, extension, path)
 
 
 def plain(records_: tuple[HopRecord, ...] = (), payload: bytes = b"\x45inner") -> Packet:
@@ -98,13 +108,35 @@ def test_each_broken_field_has_its_error(at: int, value: int, error: type[WireEr
         Packet.parse(data)
 
 
+def test_a_path_that_cannot_be_walked_or_is_not_there_is_rejected() -> None:
+    data = bytearray(plain().encode())
+    data[1] |= packet.FLAG_PATH
+    for nodes in (2, packet.MAX_PATH + 1):
+        data[packet.WAY_OFFSET + 1] = nodes
+        with pytest.raises(errors.PathInvalid):
+            Packet.parse(data)
+    data[1] &= ~packet.FLAG_PATH
+    assert Packet.parse(data).path == (), "without the flag the field means nothing"
+
+
+def test_the_reply_protocol_is_the_same_one_unless_told_otherwise() -> None:
+    header = plain().header
+    assert header.reply_protocol == header.protocol == 1
+    changed = dict(zip(header.names, header.values(), strict=True)) | {"reply_difference": 1 ^ 200}
+    assert Header(**changed).reply_protocol == 200
+
+
 def test_values_that_do_not_fit_are_the_senders_error() -> None:
     with pytest.raises(errors.FieldOutOfRange):
         Header(0, 256, 1, 0, 0, 4, 1, 1, 1, 1).pack()
     with pytest.raises(errors.FieldOutOfRange):
         HopRecord(2**32, 1, 1, 1, 1, 1, 1, 1, 1).pack()
+    with pytest.raises(errors.FieldOutOfRange):
+        packet.pack_path((2**32,))
     with pytest.raises(errors.LengthMismatch):
         Packet(plain().header, b"longer than told").encode()
+    with pytest.raises(errors.LengthMismatch):
+        Packet(plain().header, b"\x45i", path=(7,)).encode()
 
 
 def test_measurements_saturate() -> None:
@@ -150,7 +182,8 @@ def test_the_published_vectors_hold() -> None:
             continue
         parsed = Packet.parse(data)
         told = dict(zip(parsed.header.names, parsed.header.values(), strict=True))
-        assert told == vector["header"], vector["name"]
+        assert told == UNTOLD | vector["header"], vector["name"]
+        assert list(parsed.path) == vector.get("path", [])
         assert parsed.payload.hex() == vector["payload"]
         hops = [dict(zip(r.names, r.values(), strict=True)) for r in parsed.records]
         assert hops == vector["records"]

@@ -69,7 +69,15 @@ def test_precedence_is_protocol_need_rule_dscp_default() -> None:
 
 def test_only_flipping_the_declared_need_flips_the_protocol() -> None:
     found = {need: select(Policy(), facts(declared_need=need)).protocol for need in NEEDS}
-    assert found == {"default": 0, "low-latency": 1, "bandwidth": 2, "reliable": 3}
+    assert found == {
+        "default": 0,
+        "low-latency": 1,
+        "bandwidth": 2,
+        "reliable": 3,
+        "survivable": 4,
+        "dispersed": 5,
+        "bounded": 9,
+    }
 
 
 def test_unknown_declarations_are_passed_over_and_told() -> None:
@@ -84,7 +92,7 @@ def test_user_defined_protocols_can_be_declared_by_number() -> None:
     assert (selection.protocol, selection.name) == (200, "200")
 
 
-@pytest.mark.parametrize("text", ["4", "127", "256", "-1", "²", "", "Shortest"])
+@pytest.mark.parametrize("text", ["11", "127", "256", "-1", "²", "", "Shortest"])
 def test_other_protocol_numbers_do_not_exist(text: str) -> None:
     assert protocol_id(text) is None
 
@@ -211,7 +219,7 @@ def test_all_mistakes_are_listed_with_their_places() -> None:
     for part in (
         "rule: unknown key 'rule'",
         "rules[0].match.port: unknown condition (known: executable, user",
-        "rules[0].need: unknown need 'speed' (known: default, low-latency, bandwidth, reliable)",
+        "rules[0].need: unknown need 'speed' (known: default, low-latency, bandwidth, reliable",
         "rules[0].nmae: unknown key",
         "rules[1]: needs either need or protocol",
         "rules[2].match.destination_port: must be a port or a range such as 8000-8099, not 'a'",

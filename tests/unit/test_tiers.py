@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,39 @@ def test_a_guest_that_keeps_an_address_becomes_no_template(tmp_path: Path) -> No
         assert guest.tier == "cold"
         assert "could not be made" in fallbacks(w)[0]["reason"]
         assert list(w.hypervisor.domains) == [guest.name]
+
+    run(tmp_path, scenario, templates=store(tmp_path))
+
+
+def test_a_disk_that_fills_while_a_template_is_saved_ends_the_attempt_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_keeper, "MAKING_PAUSE", 0.05)
+
+    async def scenario(w: World) -> None:
+        save = w.hypervisor.save_state
+
+        def full(name: str, path: Path) -> None:
+            w.hypervisor.save_state = save  # type: ignore[method-assign]
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        w.hypervisor.save_state = full  # type: ignore[method-assign]
+        await ready(w)
+        assert [name for name, _ in w.notices] == ["template-failed", "template-ready"]
+        assert "no room for a template" in w.notices[0][1]["reason"]
+        assert (await w.spawn()).tier == "template"
+
+    run(tmp_path, scenario, templates=store(tmp_path))
+
+
+def test_a_template_whose_state_vanished_costs_time_only(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await ready(w)
+        found = store(tmp_path).find()
+        assert found is not None
+        found.state.unlink()
+        assert (await w.spawn()).tier == "cold"
+        assert "state: No such file" in fallbacks(w)[0]["reason"]
 
     run(tmp_path, scenario, templates=store(tmp_path))
 

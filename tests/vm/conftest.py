@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.lab import FABRIC, ROOT, Lab
+from tests.vm.lab import FABRIC, ROOT, WEB_SERVER, Lab
 
 VM_TESTS = Path(__file__).parent
 
@@ -27,10 +27,10 @@ def lab(name: str, text: str, directory: Path, *options: str) -> Iterator[Lab]:
     """Bring up a topology given as text under another name; take it down and look for remains."""
     file = directory / f"{name}.yaml"
     file.write_text(re.sub(r"^name: .*", f"name: {name}", text, flags=re.MULTILINE))
-    shutil.copy(ROOT / "examples/web_server.py", directory)
-    made = Lab(name, file)
+    shutil.copy(WEB_SERVER, directory)
+    made = Lab(name, file, options)
     try:
-        made.fabric("up", str(file), *options)
+        made.up()
         yield made
     finally:
         subprocess.run([FABRIC, "down", "--lab", name], check=True, timeout=300)

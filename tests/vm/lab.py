@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[2]
 FABRIC = ROOT / ".venv/bin/fabric"
+WEB_SERVER = ROOT / "examples/web_server.py"
 T = TypeVar("T")
 
 
@@ -35,6 +36,11 @@ class Lab:
 
     name: str
     file: Path
+    options: tuple[str, ...] = ()
+
+    def up(self) -> None:
+        """Bring it up, or mend it."""
+        self.fabric("up", str(self.file), *self.options)
 
     def fabric(self, *words: str, check: bool = True, **options: Any) -> Any:
         """Run the CLI on this lab."""

@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 
 from tests.vm.conftest import lab
-from tests.vm.lab import ROOT, Lab, wait_for
+from tests.vm.lab import ROOT, WEB_SERVER, Lab, wait_for
 
-# Longer than TCP may stall while emulated guests boot on all processors: its round-trip time
-# was measured across a boot.
-IDLE = 70
+IDLE = 20
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +182,7 @@ def test_eight_parallel_fetches_are_eight_connections(line: Lab, tmp_path: Path)
     for number in range(8):
         contents[number] = os.urandom(150_000)
         (tmp_path / f"file{number}").write_bytes(contents[number])
-    command = ("python3", "-m", "http.server", "8200", "--directory", str(tmp_path))
+    command = (str(WEB_SERVER), "8200", str(tmp_path))
     with line.server("h2", *command, ready=line.listens("h2", 8200)):
         fetches = [line.start("h1", "curl", "-sS", f"http://h2:8200/file{n}") for n in range(8)]
         results = [process.communicate(timeout=240) for process in fetches]

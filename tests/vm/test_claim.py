@@ -23,6 +23,7 @@ import pytest
 from tests.vm.conftest import lab
 from tests.vm.lab import (
     ROOT,
+    WEB_SERVER,
     Capture,
     DomainEvents,
     Lab,
@@ -107,7 +108,7 @@ def web(diamond: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     directory = tmp_path_factory.mktemp("www")
     (directory / "file").write_bytes(CONTENT)
     (directory / "large").write_bytes(LARGE)
-    command = ("python3", "-m", "http.server", "8100", "--directory", str(directory))
+    command = (str(WEB_SERVER), "8100", str(directory))
     with diamond.server("h4", *command, ready=diamond.listens("h4", 8100)):
         yield
 

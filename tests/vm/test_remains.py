@@ -42,12 +42,17 @@ def test_gc_after_every_orchestrator_was_killed(tmp_path: Path) -> None:
         assert before <= set(interfaces()), "something that is not ours is gone"
 
 
-def test_up_again_after_a_crash_starts_clean_and_works(tmp_path: Path) -> None:
-    with lab("again", LINE, tmp_path) as again:
+def test_up_again_after_a_crash_works_and_ends_what_nobody_uses(tmp_path: Path) -> None:
+    with lab("again", LINE, tmp_path, "--idle-timeout", "10") as again:
         assert again.run("h1", "ping", "-c", "1", "-W", "60", "h2").returncode == 0
         kill_orchestrators(again)
-        again.fabric("up", str(again.file))
-        wait_for("the end of the old guests", lambda: not again.domains())
+        again.up()
+        adopted = [e for e in again.events() if e["name"] == "connection-adopted"]
+        assert {event["host"] for event in adopted} == {"h1", "h2"}
+        wait_for(
+            "the end of the old connection",
+            lambda: {c["state"] for c in again.connections()} == {"closed"},
+        )
         assert again.run("h1", "ping", "-c", "1", "-W", "60", "h2").returncode == 0
     assert ours(again) == []
 

@@ -1,0 +1,177 @@
+"""One host's parts, put together: what an orchestrator process consists of, but for its loop.
+
+Owns: which part hears of what, and the order of coming up and going down. May import: errors,
+routing, wire, host. Everything that reaches outside comes in through :class:`Parts`, so that whole
+lives of a host, and their violent ends, run in a unit test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fabric.host.adoption import Inheritance
+from fabric.host.bridge_ports import BridgePorts
+from fabric.host.bundle import Bundle
+from fabric.host.config import HostConfig
+from fabric.host.domains import Hypervisor
+from fabric.host.events import EventLog
+from fabric.host.faults import OnStep, pass_by
+from fabric.host.guest import NO_CONNECTION, Accelerator, Guest, Image
+from fabric.host.guests import GuestManager
+from fabric.host.housekeeping import House, Housekeeper, KernelState
+from fabric.host.identity import GuestIdentity
+from fabric.host.journal import Journal
+from fabric.host.orchestrator import Orchestrator
+from fabric.host.ping import Ping, ping
+from fabric.host.ports import Clock, Datapath
+from fabric.host.process import boot_id
+from fabric.host.provision import Provisioner
+from fabric.host.records import Records
+from fabric.host.succession import Succession
+from fabric.host.template import TemplateStore
+from fabric.host.vigil import AgentWatch
+from fabric.routing.policy import ApplicationFacts, Policy
+from fabric.routing.protocols import compute_table
+from fabric.routing.topology import Topology
+from fabric.wire.control import Message
+from fabric.wire.inner import FiveTuple
+
+
+class Kernel(Datapath, KernelState, Protocol):
+    """Everything a host asks of its kernel, see :class:`fabric.host.datapath.KernelDatapath`."""
+
+    def attach(self, identity: GuestIdentity) -> None: ...
+    def detach(self, identity: GuestIdentity) -> None: ...
+    def refused(self) -> dict[str, int]: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a host reaches outside the process."""
+
+    config: HostConfig
+    image: Image
+    acceleration: Accelerator
+    bundle: Bundle
+    hypervisor: Hypervisor
+    kernel: Kernel
+    ports: BridgePorts
+    events: EventLog
+    clock: Clock
+    find_facts: Callable[[FiveTuple, bytes], ApplicationFacts]
+    templates: TemplateStore | None = None
+    pooled: tuple[str, ...] = ()
+    """Tiers guests are kept ready for."""
+    provisioner: Provisioner | None = None
+    """None: SSH."""
+    ping: Ping = ping
+    on_step: OnStep = pass_by
+
+
+class Host:
+    """The constructor acquires nothing; :meth:`close` ends everything."""
+
+    def __init__(self, parts: Parts) -> None:
+        config, kernel = parts.config, parts.kernel
+        self._events = parts.events
+        self.refused = kernel.refused
+        journal = Journal(config.host_dir / "journal.jsonl")
+        made_of = (config, parts.image, parts.acceleration, parts.hypervisor, parts.bundle)
+        self.manager = manager = GuestManager(
+            *made_of,
+            ports=parts.ports,
+            provisioner=parts.provisioner,
+            journal=journal,
+            templates=parts.templates,
+            pooled=parts.pooled,
+            ping=parts.ping,
+        )
+        self._records = Records(config.host_dir / "connections", boot_id())
+        succession = Succession(self._records, parts.events)
+        topology = Topology.from_json(config.topology)
+        self.orchestrator = Orchestrator(
+            config,
+            topology,
+            compute_table(topology, config.node, table_version(topology)),
+            Policy.from_json(config.policy, topology.protocol_names),
+            datapath=kernel,
+            guests=manager,
+            find_facts=parts.find_facts,
+            events=parts.events,
+            clock=parts.clock,
+            first_serial=secrets.randbits(32),
+            succession=succession,
+            on_step=parts.on_step,
+        )
+        self.watch = AgentWatch(manager, str(parts.acceleration.kind), parts.clock)
+        self.housekeeper = Housekeeper(
+            House(
+                config=config,
+                hypervisor=parts.hypervisor,
+                journal=journal,
+                guests=manager,
+                connections=self.orchestrator.connections,
+                kernel=kernel,
+                records=self._records,
+                succession=succession,
+                events=parts.events,
+            )
+        )
+        self._keeping: asyncio.Task[None] | None = None
+        manager.on_step = parts.on_step
+        manager.on_event = self._on_guest_event
+        manager.on_notice = self._on_notice
+        manager.on_message = self._on_message
+        manager.on_lost = self.orchestrator.on_guest_lost
+        manager.on_attach, manager.on_detach = kernel.attach, kernel.detach
+
+    async def start(self) -> Inheritance:
+        """Take over what an earlier life left, and put in order what differs. Packets may come in
+        from now on.
+
+        Raises HypervisorDown, EnvironmentFault; then what was there goes on without us.
+        """
+        inheritance = await self.manager.start(self._records.load())
+        self.orchestrator.inherit(inheritance)
+        if inheritance.ended:
+            self._events.emit("leftovers-destroyed", guests=inheritance.ended)
+        await self.housekeeper.run(quick=True)
+        self._keeping = asyncio.create_task(self.housekeeper.keep())
+        return inheritance
+
+    def tick(self) -> None:
+        """Call about once a second."""
+        self.orchestrator.sweep()
+        self.watch.tick()
+
+    async def close(self) -> None:
+        """End everything; afterwards no guest and no rule of ours is left."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await self.housekeeper.close()
+        await self.orchestrator.close()
+
+    def _on_guest_event(self, name: str, guest: Guest, fields: dict[str, Any]) -> None:
+        label = f"{guest.connection:016x}" if guest.connection != NO_CONNECTION else None
+        self._events.emit(name, label, **{"guest": guest.name, **fields})
+        if name == "guest-ready":
+            self.watch.on_ready(guest)
+
+    def _on_notice(self, name: str, fields: dict[str, Any]) -> None:
+        self._events.emit(name, **fields)
+
+    def _on_message(self, guest: Guest, message: Message) -> None:
+        self.watch.on_message(guest, message)
+        self.orchestrator.messages.on_message(guest, message)
+
+
+def table_version(topology: Topology) -> int:
+    """Version of a table computed from a static topology: 32 bits of its content's digest."""
+    text = json.dumps(topology.to_json(), sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2s(text, digest_size=4).digest(), "big")

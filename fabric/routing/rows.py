@@ -1,0 +1,113 @@
+"""Rows of a forwarding table, computed when somebody looks.
+
+Owns: the shape of a row and the mapping that computes them. May import: routing.{graph,view}, wire.
+Stays on the host; guests get finished rows.
+
+A row is ``[metric, hops, alternate, paths]``, empty parts at the end left out:
+- hops: positions of the node's links (its neighbours in order) that lead on;
+- alternate: ``[position, 1 if it avoids the dead neighbour or 0 if only the dead link, *nodes]``:
+  what to do when all hops are dead. Without nodes it is a loop-free alternate; with nodes the
+  packet must carry them, an explicit path to the destination;
+- paths: one ``[metric, *nodes]`` per hop, where the protocol lets packets carry their paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from fabric.routing.graph import Graph
+from fabric.routing.view import View
+from fabric.wire.packet import MAX_PATH
+
+Row = list[Any]
+
+
+class Rows(Mapping[str, Row]):
+    """Destination (as JSON has it: text) → row."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        goals: Callable[[], Iterable[int]],
+        compute: Callable[[int], Row | None],
+    ) -> None:
+        """``goals``: node indices that may have a row; ``compute``: the row of one."""
+        self._graph = graph
+        self._goals = goals
+        self._compute = compute
+        self._found: dict[str, Row | None] = {}
+
+    def __getitem__(self, key: str) -> Row:
+        found: Row | None = self.get(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The row, or ``default``: computed once."""
+        if key in self._found:
+            found = self._found[key]
+        else:
+            at = self._graph.index.get(int(key), -1)
+            found = self._found[key] = self._compute(at) if at >= 0 else None
+        return default if found is None else found
+
+    def __iter__(self) -> Iterator[str]:
+        for goal in self._goals():
+            key = str(self._graph.ids[goal])
+            if self.get(key) is not None:
+                yield key
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def known(self) -> dict[str, Row]:
+        """What was computed so far."""
+        return {key: row for key, row in self._found.items() if row is not None}
+
+
+def row(metric: int, hops: list[int], alternate: list[int], paths: list[list[int]]) -> Row:
+    """A row without its empty parts at the end."""
+    found: Row = [metric, hops, alternate, paths]
+    while not found[-1]:
+        found.pop()
+    return found
+
+
+class Positions:
+    """Bit sets over a node's links as lists; each distinct one is made once."""
+
+    def __init__(self) -> None:
+        self._lists: dict[int, list[int]] = {}
+
+    def of(self, bits: int) -> list[int]:
+        """Positions of the bits that are set, ascending."""
+        found = self._lists.get(bits)
+        if found is None:
+            found = [at for at in range(bits.bit_length()) if bits >> at & 1]
+            self._lists[bits] = found
+        return found
+
+
+def repair(view: View, goal: int, failed: int, positions: list[int]) -> list[int]:
+    """An explicit way around a dead neighbour ``failed``, or else around its dead links; empty:
+    there is none."""
+    return explicit(view, goal, failed, positions, 1) or explicit(view, goal, failed, positions, 0)
+
+
+def explicit(view: View, goal: int, failed: int, positions: list[int], protects: int) -> list[int]:
+    """The best path after the failure (the idea of TI-LFA, RFC 9855), spelled out to its end: no
+    relay has to know of the failure, or to agree with anybody about the rest.
+
+    ``protects``: 1 for the death of a neighbour, 0 for that of the links at these positions.
+    """
+    if protects and goal == failed:
+        return []
+    tree = view.without_node(failed) if protects else view.without_links(positions)
+    path = tree.path(goal)
+    if not 0 < len(path) <= MAX_PATH:
+        return []
+    ids = view.graph.ids
+    position = view.position_to(path[0], () if protects else positions)
+    return [position, protects, *(ids[at] for at in path)]

@@ -1,0 +1,154 @@
+"""Rows of the largest bottleneck, then the least sum of the metric.
+
+Owns: calculation ``widest`` and its alternates. May import: routing.{graph,rows,spf,view}, wire.
+Stays on the host.
+
+Why no packet loops: let W(v) be the largest bottleneck from v to the destination d. Host v takes
+the cheapest path among links of at least W(v). Its next hop u has W(u) >= W(v), as the rest of that
+path shows. If W(u) = W(v), both search the same links and u is strictly nearer in cost; if it is
+greater, no later host ever falls back, since W never shrinks along the way. So (W growing, then
+cost shrinking) orders the hosts of every path. The packet also really gets the bottleneck v
+promised. The *cost* may end up higher than v reckoned, where u knows a wider and dearer way:
+bandwidth first, then cost, is not isotone, and hosts that each insist on their own best cannot have
+both.
+
+The same order says which neighbour N is a loop-free alternate of S (RFC 5286 knows sums only): one
+with W(N) > W(S); or with W(N) = W(S), when S is on no cheapest path of N among links that wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+from fabric.routing.rows import Positions, Row, explicit, row
+from fabric.routing.spf import UNLIMITED, First, widest_paths
+from fabric.routing.view import View, bandwidth_of
+
+
+class WidestRows:
+    """Calculation ``widest``. Nodes are given by index."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self._positions = Positions()
+        self._levels: dict[int, View] = {}
+        self._widths: dict[int, list[int]] = {}
+        self._repairs: dict[tuple[int, ...], list[int]] = {}
+        bandwidth = [bandwidth_of(link) for link in view.topology.links]
+        self._arcs = [
+            [(far, bandwidth[number]) for far, number in each if number not in view.shut]
+            for each in view.graph.ends
+        ]
+        self._idle_arcs = {at: self._arcs[at] for at in view.idle}
+        for at in view.idle:
+            self._arcs[at] = []
+        ends = view.graph.ends[view.root]
+        self._first: list[First] = [
+            (far, bandwidth[ends[position][1]], position) for far, _, position in view.first
+        ]
+
+    def goals(self) -> Iterator[int]:
+        """Node indices within reach."""
+        for at, width in enumerate(self._reach):
+            if width and at != self.view.root:
+                yield at
+
+    @cached_property
+    def _reach(self) -> list[int]:
+        return widest_paths(self._arcs, self.view.root, self._first)
+
+    def row(self, goal: int) -> Row | None:
+        """Largest bottleneck, then least sum of the metric; all equally good next hops."""
+        width = self._reach[goal]
+        if not width or goal == self.view.root:
+            return None
+        hops = self._positions.of(self._level(width).tree.hops[goal])
+        metric = 0 if width == UNLIMITED else width
+        return row(metric, hops, self._alternate(goal, width, hops), [])
+
+    def width(self, goal: int) -> int:
+        """The largest bottleneck to ``goal``; 0: out of reach."""
+        return self._reach[goal]
+
+    def width_from(self, node: int, goal: int) -> int:
+        """The same from another node."""
+        return self._widths_of(node)[goal]
+
+    def _level(self, width: int) -> View:
+        """Only links of at least ``width``."""
+        found = self._levels.get(width)
+        if found is None:
+            found = self._levels[width] = self.view.at_least(width)
+        return found
+
+    def _widths_of(self, node: int) -> list[int]:
+        found = self._widths.get(node)
+        if found is None:
+            arcs = self._idle_arcs.get(node, self._arcs[node])
+            first = [(far, bandwidth, 0) for far, bandwidth in arcs]
+            found = self._widths[node] = widest_paths(self._arcs, node, first)
+        return found
+
+    def _alternate(self, goal: int, width: int, hops: list[int]) -> list[int]:
+        of_position = {position: far for far, _, position in self._first}
+        failed = of_position[hops[0]]
+        if any(of_position[at] != failed for at in hops):
+            return []
+        best: tuple[bool, int, int] | None = None
+        for node, bandwidth, position in self._first:
+            if position in hops or (node in self.view.idle and node != goal):
+                continue
+            if self._comes_back(node, goal, width):
+                continue
+            passes = node == failed or self._passes(node, failed, goal)
+            found = (passes, -min(bandwidth, self._widths_of(node)[goal]), position)
+            if best is None or found < best:
+                best = found
+        if best is not None and not best[0]:
+            return [best[2], 1]
+        around = self._repair(goal, failed, hops)
+        if best is not None and not (around and around[1]):
+            return [best[2], 0]
+        return around
+
+    def _comes_back(self, node: int, goal: int, width: int) -> bool:
+        """Whether packets for ``goal`` might return from a neighbour to the root."""
+        root, theirs = self.view.root, self._widths_of(node)[goal]
+        if root in self.view.idle:
+            return not theirs
+        return theirs < width or (theirs == width and self._through(node, root, goal, width))
+
+    def _passes(self, node: int, failed: int, goal: int) -> bool:
+        """Whether packets for ``goal`` might go from a neighbour past ``failed``."""
+        if failed == goal:
+            return True
+        theirs, dead = self._widths_of(node)[goal], self._widths_of(failed)[goal]
+        return theirs < dead or (theirs == dead and self._through(node, failed, goal, theirs))
+
+    def _through(self, node: int, other: int, goal: int, width: int) -> bool:
+        """Whether ``other`` is on a cheapest path from ``node`` to ``goal`` at this width."""
+        level = self._level(width)
+        ours, theirs = level.tree_of(node).distance, level.tree_of(other).distance
+        return ours[goal] >= ours[other] + theirs[goal]
+
+    def _after(self, banned: int, left: list[First]) -> list[int]:
+        """Largest bottlenecks after a failure: of a host, or of the links that are not ``left``."""
+        key = (banned, *(position for _, _, position in left))
+        found = self._repairs.get(key)
+        if found is None:
+            found = widest_paths(self._arcs, self.view.root, left, banned)
+            self._repairs[key] = found
+        return found
+
+    def _repair(self, goal: int, failed: int, hops: list[int]) -> list[int]:
+        """The best explicit path around the dead neighbour, or else around its dead links."""
+        for protects in (1, 0):
+            if protects and goal == failed:
+                continue
+            left = [each for each in self._first if protects or each[2] not in hops]
+            width = self._after(failed if protects else -1, left)[goal]
+            found = explicit(self._level(width), goal, failed, hops, protects) if width else []
+            if found:
+                return found
+        return []
