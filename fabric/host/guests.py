@@ -24,7 +24,6 @@ from fabric.errors import (
     AgentLost,
     CapacityExceeded,
     Conflict,
-    EnvironmentFault,
     FabricError,
     SpawnFailed,
 )
@@ -36,6 +35,7 @@ from fabric.host.config import HostConfig
 from fabric.host.copies import impostor
 from fabric.host.domain_xml import OwnerMark, mark_element
 from fabric.host.domains import DomainEvent, Hypervisor
+from fabric.host.endings import Endings
 from fabric.host.faults import OnStep, Step, pass_by
 from fabric.host.guest import (
     NO_CONNECTION,
@@ -62,14 +62,8 @@ _T = TypeVar("_T")
 THREADS_PER_CPU = 8
 """Threads for what blocks: boots, copies and wakes at once, and some."""
 
-DESTROYERS = 4
-"""Destructions at once. libvirt serves about five slow calls at a time, see max_workers."""
-
 AGENT_ERROR = "agent-error"
 """Name of the event by which an agent says that it could not do what it was told."""
-
-RETRY_DESTROY = 5.0
-"""Seconds before an unproven destruction is tried again."""
 
 __all__ = ["Guest", "GuestManager"]
 
@@ -119,7 +113,6 @@ class GuestManager:
         self._journal = journal or Journal(config.host_dir / "journal.jsonl")
         threads = THREADS_PER_CPU * (os.cpu_count() or 1)
         self._makers = ThreadPoolExecutor(threads, "fabric-spawn")
-        self._destroyers = ThreadPoolExecutor(DESTROYERS, "fabric-destroy")
         keys = SshKeys(image.host_public_key, image.client_key)
         self._steps = steps = Steps(
             config,
@@ -134,6 +127,7 @@ class GuestManager:
         )
         slots = Slots(self._maker, self._make, self.destroy, self._busy, self._notice)
         self._supply = Supply(steps, slots, templates, pooled, boots)
+        self._endings = Endings(steps, self._gone)
         self._serving = 0
         self._marking: set[asyncio.Task[None]] = set()
         self._guests: dict[int, Guest] = {}
@@ -410,12 +404,7 @@ class GuestManager:
         await asyncio.shield(self._end(guest))
 
     def _end(self, guest: Guest) -> asyncio.Task[None]:
-        if guest.ending is None:
-            guest.advance(GuestEvent.DESTROY)
-            if not guest.fault.done():
-                guest.fault.set_result("it is being destroyed")
-            guest.ending = asyncio.get_running_loop().create_task(self._tear_down(guest))
-        return guest.ending
+        return self._endings.begin(guest)
 
     def reclaim(self, name: str) -> asyncio.Task[None] | None:
         """End whatever has a guest's name while no guest has; None when one does."""
@@ -424,70 +413,29 @@ class GuestManager:
             return None
         return self._end(self.take(index, NO_CONNECTION))
 
-    async def _tear_down(self, guest: Guest) -> None:
-        self.on_step(Step.ENDING)
-        if guest.creation is not None:
-            await asyncio.wait({guest.creation})
-            if isinstance(guest.creation.exception(), Conflict):
-                guest.quarantined = True  # what holds the name is not this guest
-                return
-        try:
-            await self._blocking(self._hypervisor.destroy, guest.name, pool=self._destroyers)
-        except FabricError as exc:
-            guest.advance(GuestEvent.FAULT)
-            self._emit("guest-stuck", guest, reason=str(exc))
-            if not self._closing and self._loop is not None:
-                self._loop.call_later(RETRY_DESTROY, self._retry, guest)
-            return
-        self.on_step(Step.DESTROYED)
-        if guest.listening is not None:
-            guest.listening.cancel()
-        if guest.channel is not None:
-            await guest.channel.close()
-        await self._blocking(self._forget, guest, pool=self._destroyers)
-        self.on_step(Step.DISOWNED)
-        self.on_detach(guest.identity)
-        self.on_step(Step.DETACHED)
-        guest.advance(GuestEvent.ABSENT)
-        self._guests.pop(guest.index, None)
-        self._emit("guest-destroyed", guest)
-
-    def _retry(self, guest: Guest) -> None:
-        if not self._closing and guest.state is GuestState.DESTROYING:
-            guest.ending = asyncio.get_running_loop().create_task(self._tear_down(guest))
-
-    def _forget(self, guest: Guest) -> None:
-        """In a thread: absence is proven, so ownership ends."""
-        guest.identity.channel.unlink(missing_ok=True)
-        with contextlib.suppress(EnvironmentFault):  # a full disk: then it is looked for once more
-            self._journal.done(GUEST_KIND, guest.name)
-
     async def close(self) -> None:
         """Destroy every guest and release everything. Idempotent."""
         self._closing = True
         await self._supply.close()
         if self._marking:
             await asyncio.wait(self._marking)
-        ends = []
-        for guest in self.guests():
-            if guest.quarantined:
-                continue
-            if guest.ending is not None and guest.ending.done():
-                guest.ending = None  # a stuck one gets a last try
-            ends.append(self._end(guest))
-        if ends:
-            await asyncio.wait(ends)
+        await self._endings.close(self.guests())
         self._makers.shutdown(wait=False)
-        self._destroyers.shutdown(wait=False)
         self._journal.close()
 
     # -- small things --------------------------------------------------------------------------
 
-    async def _blocking(
-        self, call: Callable[..., _T], *arguments: Any, pool: ThreadPoolExecutor | None = None
-    ) -> _T:
+    async def _blocking(self, call: Callable[..., _T], *arguments: Any) -> _T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(pool or self._makers, functools.partial(call, *arguments))
+        return await loop.run_in_executor(self._makers, functools.partial(call, *arguments))
+
+    def _gone(self, guest: Guest) -> None:
+        """Its absence is proven: the slot is free."""
+        self.on_detach(guest.identity)
+        self.on_step(Step.DETACHED)
+        guest.advance(GuestEvent.ABSENT)
+        self._guests.pop(guest.index, None)
+        self._emit("guest-destroyed", guest)
 
     def _attach(self, identity: GuestIdentity) -> None:
         self.on_attach(identity)

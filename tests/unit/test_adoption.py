@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fabric.host import adoption, guests
+from fabric.host import adoption, endings
 from fabric.host.adoption import choose
 from fabric.host.domains import OwnedDomain
 from fabric.host.lifecycle import GuestState
@@ -220,7 +220,7 @@ def test_a_connection_whose_guest_is_of_no_use_gets_another(
 def test_without_its_record_a_guest_is_destroyed_and_steering_goes_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guests, "RETRY_DESTROY", 0.05)
+    monkeypatch.setattr(endings, "RETRY", 0.05)
 
     async def tell(made: Machine, life: Life) -> None:
         await life.bury()

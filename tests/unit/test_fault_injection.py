@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host import adoption, copies, guests, messages, pool
+from fabric.host import adoption, copies, endings, messages, pool
 from fabric.host import guest as guest_module
 from fabric.host.connections import OPENING_PATIENCE
 from fabric.host.faults import Step
@@ -57,7 +57,7 @@ VICTIMS: tuple[Victim, ...] = (orchestrator, qemu, agent, libvirtd)
 @pytest.fixture(autouse=True)
 def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(guest_module.AGENT_DEADLINES, "tcg", 0.1)
-    monkeypatch.setattr(guests, "RETRY_DESTROY", 0.02)
+    monkeypatch.setattr(endings, "RETRY", 0.02)
     monkeypatch.setattr(messages, "ANSWER_DEADLINE", 0.05)
     monkeypatch.setattr(copies, "COPY_DEADLINE", 0.1)
     monkeypatch.setattr(pool, "RETRY", 0.05)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host import guests, vigil
+from fabric.host import endings, vigil
 from fabric.host.domain_xml import OwnerMark
 from fabric.host.housekeeping import Housekeeper
 from fabric.host.journal import GUEST_KIND, Journal
@@ -274,7 +274,7 @@ def test_a_successor_counts_its_packets_above_the_lost_guest(tmp_path: Path) -> 
 def test_packets_for_a_lost_guest_are_held_for_its_successor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guests, "RETRY_DESTROY", 0.02)
+    monkeypatch.setattr(endings, "RETRY", 0.02)
 
     async def tell(made: Machine, life: Life) -> None:
         lost = life.guest()
