@@ -96,8 +96,8 @@ def test_the_guest_resumes_after_the_request_and_before_the_first_packet(
         assert at["guest-resumed"] < at["first-packet"]
 
 
-def test_two_copies_share_no_mac_no_address_and_no_randomness(copies: Lab) -> None:
-    """Their SSH host key is the build host's, pinned: the same for every guest of a machine."""
+def test_two_copies_share_no_mac_no_address_no_key_and_no_randomness(copies: Lab) -> None:
+    """Entering a guest by SSH pins the key it was given: `fabric exec` proves that it shows it."""
     first, second = ping(copies), ping(copies)
     assert first != second
     seen = []
@@ -105,13 +105,24 @@ def test_two_copies_share_no_mac_no_address_and_no_randomness(copies: Lab) -> No
         shown = inside(copies, connection, "h1", "busybox", "ip", "-o", "address", "show", "eth0")
         mac = inside(copies, connection, "h1", "cat", "/sys/class/net/eth0/address").strip()
         drawn = inside(copies, connection, "h1", "cat", "/proc/sys/kernel/random/uuid")
-        seen.append((mac, shown.split(" inet ")[1].split()[0], drawn))
+        key = inside(copies, connection, "h1", "busybox", "sha256sum", "/run/keys/host_key")
+        seen.append((mac, shown.split(" inet ")[1].split()[0], drawn, key))
     for a, b in zip(*seen, strict=True):
         assert a != b
     told = {view["id"]: view for view in copies.connections() if view["host"] == "h1"}
-    for connection, (mac, address, _) in zip((first, second), seen, strict=True):
+    for connection, (mac, address, *_) in zip((first, second), seen, strict=True):
         view = told[connection]
         assert (view["guest_mac"], view["guest_address"]) == (mac, address.partition("/")[0])
+
+
+def test_a_template_holds_no_key(copies: Lab) -> None:
+    """The booted guest had the build host's SSH key; a picture of its memory must not."""
+    ping(copies)
+    key = Path("/var/lib/fabric/keys/host_key").read_bytes()
+    seed = key[-64:-32]
+    (memory,) = {memory_file(name) for name in copies.domains()}
+    for path in (memory, memory.with_name("state")):
+        assert seed not in path.read_bytes()
 
 
 def test_the_samples_the_agents_drew_all_differ(copies: Lab) -> None:
