@@ -1,6 +1,6 @@
 # The commands of this repository. `make demo` and `make test` need nothing but root and Debian.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test image demo test check bench clean
+.PHONY: help setup setup-test image demo test test-tiers check bench clean
 PYTHON := .venv/bin/python
 
 help: ## this list
@@ -20,6 +20,9 @@ demo: setup ## a connection across real guests, twice, with different needs
 
 test: setup-test ## every test, on real guests too
 	$(PYTHON) -m pytest
+
+test-tiers: setup-test ## the claim, guests appearing in every way there is
+	FABRIC_TEST_TIERS="prepared template cold warm" $(PYTHON) -m pytest tests/vm/test_claim.py
 
 check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/ruff check .

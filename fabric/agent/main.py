@@ -102,6 +102,8 @@ class Agent:
         self._identity: Identify | None = None
         """Assumed, not settled yet."""
         self._door: Door | None = None
+        self._lay_down_us = 0
+        """When it had nothing more to do but to be saved, by its own clock."""
         self.ipv6 = False
         """Whether the guest's kernel speaks it."""
         self.digest = ""
@@ -211,10 +213,13 @@ class Agent:
 
     def _obey(self, message: Message, read_at_us: int) -> None:
         if isinstance(message, Identify):
-            self._clock.set(message.host_now_us, read_at_us)
+            # Written down before this guest woke up, which takes longer than to read it: by its own
+            # clock, which stood still meanwhile, it has been awake since about when it lay down.
+            self._clock.set(message.host_now_us + read_at_us - self._lay_down_us, read_at_us)
             self._assume(message)
         elif isinstance(message, Configure):
-            self._clock.set(message.host_now_us, read_at_us)
+            if self._identity is None:  # else it is as old, and the clock is set
+                self._clock.set(message.host_now_us, read_at_us)
             self._configure(message)
         elif isinstance(message, InstallTable) and self._session is not None:
             self._session.install(message.table)
@@ -283,6 +288,7 @@ class Agent:
             # by then; in a picture taken before, every copy would do it first of all.
             time.sleep(SETTLE)
         self._channel.send(quiesced)
+        self._lay_down_us = self._clock.monotonic_us()
 
     def _rehearse(self, uplink: Uplink, lines: bytes) -> None:
         """Do what a copy will do between waking up and its first packet; leave nothing of it."""

@@ -104,6 +104,12 @@ class Lab:
 
         wait_for(f"{count} {tier} guests per host", look, 180)
 
+    def only_keeps_guests_ready(self) -> bool:
+        """No guest of a connection is left: every domain waits in a pool."""
+        hosts = self.json("inspect")["hosts"]
+        kept = sum(sum(host["kept_ready"].values()) for host in hosts)
+        return not any(host["guests"] for host in hosts) and len(self.domains()) == kept
+
     def domains(self) -> list[str]:
         """libvirt's own list of this lab's guests."""
         words = ["virsh", "-c", "qemu:///system", "list", "--all", "--name"]

@@ -200,7 +200,7 @@ def test_eight_parallel_fetches_are_eight_connections(line: Lab, tmp_path: Path)
     for host in ("h1", "h2"):
         mine = [c for c in line.connections() if c["host"] == host and c["id"] in ids]
         assert len({c["guest"] for c in mine}) == 8
-    wait_for("the end of all guests", lambda: not line.domains(), IDLE + 40)
+    wait_for("the end of all guests", line.only_keeps_guests_ready, IDLE + 40)
     rules = subprocess.run(
         ["ip", "netns", "exec", line.namespace("h1"), "nft", "list", "ruleset"],
         capture_output=True, text=True, check=True,

@@ -74,9 +74,10 @@ class Story:
         return [p for p in self.underlay[host] if p.is_data and not p.is_reply]
 
 
-@pytest.fixture(scope="module", params=["prepared", "template", "cold", "warm"])
+@pytest.fixture(scope="module", params=os.environ.get("FABRIC_TEST_TIERS", "prepared cold").split())
 def tier(request: pytest.FixtureRequest) -> str:
-    """The claim holds however guests appear."""
+    """The claim holds however guests appear. `make test-tiers` asks for all of them; as a rule the
+    usual way and the slowest have to do."""
     return str(request.param)
 
 
