@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 # How often a lost guest is replaced before the connection is given up.
 MAX_SPAWNS = 4
+# Seconds a guest must have served for its loss to count as the first again.
+STEADY = 60.0
 
 
 class Orchestrator:
@@ -312,6 +314,7 @@ class Orchestrator:
         self.events.emit("released", connection.label, packets=len(held), handed=handed)
         self._on_step(Step.RELEASED)
         connection.state = State.ESTABLISHED
+        connection.established_at = connection.last_active
         self._succession.write_down(connection)
         self._on_step(Step.RECORDED)
         try:
@@ -352,6 +355,8 @@ class Orchestrator:
         self._datapath.unsteer(connection)
         connection.guest, connection.state = None, State.HELD
         self.events.emit("guest-lost", connection.label, guest=guest.name)
+        if self.clock.monotonic() - connection.established_at >= STEADY:
+            connection.spawns = 0
         if connection.spawns >= MAX_SPAWNS:
             self._give_up(connection, f"{connection.spawns} guests were lost in a row")
         else:
@@ -393,7 +398,7 @@ class Orchestrator:
                 self._start(self._spawn(connection))
 
     def _take_up(self, connection: Connection, **fields: object) -> None:
-        connection.last_active = self.clock.monotonic()
+        connection.last_active = connection.established_at = self.clock.monotonic()
         self.connections.add(connection)
         role = connection.role.value
         self.events.emit("connection-adopted", connection.label, role=role, **fields)
