@@ -217,6 +217,33 @@ def test_a_connection_whose_guest_is_of_no_use_gets_another(
     story(tmp_path, tell)
 
 
+def test_a_guest_that_dies_while_others_are_still_asked_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(adoption.ADOPTION_DEADLINES, "tcg", 0.5)
+
+    async def tell(made: Machine, life: Life) -> None:
+        first = life.guest()
+        life.miss(syn(port=41000))
+        await until(lambda: all(c.guest for c in life.connections()) and len(made.serving()) == 2)
+        (other,) = {c.guest for c in life.connections()} - {first}
+        assert other is not None
+        made.agents.dead.add(other.identity.address)
+        await life.bury()
+        life = Life(made)
+        starting = asyncio.create_task(life.start())
+        await until(lambda: "guest-adopted" in life.names())
+        made.hypervisor.crash(first.name)
+        await starting
+        await until(lambda: len(made.serving()) == 2)
+        whys = {fields["why"] for fields in life.told("connection-adopted")}
+        assert "its guest was lost while others were asked" in whys
+        await until(lambda: len(made.hypervisor.domains) == 2)
+        await end(made, life)
+
+    story(tmp_path, tell)
+
+
 def test_without_its_record_a_guest_is_destroyed_and_steering_goes_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
