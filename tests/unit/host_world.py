@@ -396,9 +396,10 @@ class Life:
         connections = self.connections()
         if len(connections) != 1 or connections[0].state is not State.ESTABLISHED:
             return False
-        guest = connections[0].guest
+        guest, flow = connections[0].guest, connections[0].local_flow
         return (
             guest is not None
+            and flow in self.machine.steering.admitted.get(guest.index, ())
             and guest.state is GuestState.RUNNING
             and guest.name in self.machine.hypervisor.domains
             and guest.identity.address not in self.machine.agents.dead

@@ -156,6 +156,18 @@ def test_an_adopted_guest_whose_table_is_old_gets_the_new_one(tmp_path: Path) ->
     story(tmp_path, tell)
 
 
+def test_rules_that_were_flushed_meanwhile_are_made_anew(tmp_path: Path) -> None:
+    async def tell(made: Machine, life: Life) -> None:
+        await life.bury()
+        made.steering.remove()
+        life = Life(made)
+        await life.start()
+        assert life.works()
+        await end(made, life)
+
+    story(tmp_path, tell)
+
+
 def test_new_connections_get_other_ids_than_adopted_ones(tmp_path: Path) -> None:
     async def tell(made: Machine, life: Life) -> None:
         life = await next_life(made, life)
@@ -301,12 +313,13 @@ def test_a_line_cut_by_the_death_of_the_former_host_costs_nothing(tmp_path: Path
     """The agent's decoder still holds the beginning of a message nobody will finish."""
 
     async def tell(made: Machine, life: Life) -> None:
-        channel = life.guest().channel
+        await until(lambda: "clock-aligned" in life.names())  # the last word of its own accord
+        channel, uuid = life.guest().channel, life.guest().uuid
         assert channel is not None
         channel._writer.write(encode(InstallTable({"version": 9}))[:-5])
         await asyncio.sleep(0.05)
         life = await next_life(made, life)
-        assert life.works()
+        assert life.works() and life.guest().uuid == uuid
         await end(made, life)
 
     story(tmp_path, tell)
