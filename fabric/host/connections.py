@@ -84,6 +84,8 @@ class Connection:
     held_dropped: int = 0
     spawns: int = 0
     spawn_ms: float | None = None
+    established_at: float = 0.0
+    """Monotonic seconds at which it got the guest it has."""
     last_active: float = 0.0
     """Monotonic seconds of the last packet known of."""
     closing: bool = False

@@ -9,6 +9,7 @@ neighbours in host; the kernel is reached only through :class:`Datapath`, guests
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from fabric.host.faults import OnStep, Step, pass_by
 from fabric.host.guests import Guest
 from fabric.host.identity import GuestIdentity
 from fabric.host.instructions import announced_flow, announcement, instructions, wrapped_refusal
+from fabric.host.lifecycle import GuestState
 from fabric.host.messages import GuestMessages
 from fabric.host.ports import Clock, Datapath, Guests
 from fabric.host.succession import Succession
@@ -43,6 +45,8 @@ log = logging.getLogger(__name__)
 
 # How often a lost guest is replaced before the connection is given up.
 MAX_SPAWNS = 4
+# Seconds a guest must have served for its loss to count as the first again.
+STEADY = 60.0
 
 
 class Orchestrator:
@@ -312,6 +316,7 @@ class Orchestrator:
         self.events.emit("released", connection.label, packets=len(held), handed=handed)
         self._on_step(Step.RELEASED)
         connection.state = State.ESTABLISHED
+        connection.established_at = connection.last_active
         self._succession.write_down(connection)
         self._on_step(Step.RECORDED)
         try:
@@ -352,6 +357,8 @@ class Orchestrator:
         self._datapath.unsteer(connection)
         connection.guest, connection.state = None, State.HELD
         self.events.emit("guest-lost", connection.label, guest=guest.name)
+        if self.clock.monotonic() - connection.established_at >= STEADY:
+            connection.spawns = 0
         if connection.spawns >= MAX_SPAWNS:
             self._give_up(connection, f"{connection.spawns} guests were lost in a row")
         else:
@@ -376,16 +383,20 @@ class Orchestrator:
     def inherit(self, inheritance: Inheritance) -> None:
         """Go on with the connections of an earlier life: with their guests or, where those could
         not be adopted, with others."""
+        refused = list(inheritance.refused)
         for each in inheritance.adopted:
             connection, guest = each.saved.restore(), each.guest
+            if guest.state is not GuestState.RUNNING:
+                refused.append((each.saved, "its guest was lost while others were asked"))
+                continue
             self._take_up(connection, guest=guest.name)
             connection.guest, connection.state = guest, State.ESTABLISHED
             self._datapath.admit(connection, guest.index)
             self._datapath.steer(connection, guest.index)
             if each.table_version != self.table.version:
-                guest.send(InstallTable(table=self.table.to_json()))
+                self._send_table(connection, guest)
             self._start(self.messages.refresh(connection))
-        for saved, why in inheritance.refused:
+        for saved, why in refused:
             connection = saved.restore()
             self._take_up(connection, guest=None, why=why)
             self._datapath.unsteer(connection)
@@ -393,7 +404,7 @@ class Orchestrator:
                 self._start(self._spawn(connection))
 
     def _take_up(self, connection: Connection, **fields: object) -> None:
-        connection.last_active = self.clock.monotonic()
+        connection.last_active = connection.established_at = self.clock.monotonic()
         self.connections.add(connection)
         role = connection.role.value
         self.events.emit("connection-adopted", connection.label, role=role, **fields)
@@ -416,9 +427,13 @@ class Orchestrator:
         self.table = table
         for connection in self.connections:
             if connection.guest is not None:
-                ends = (connection.source_node, connection.destination_node)
-                connection.guest.send(InstallTable(table=table.to_json(ends)))
+                self._send_table(connection, connection.guest)
         self.events.emit("table-installed", version=table.version)
+
+    def _send_table(self, connection: Connection, guest: Guest) -> None:
+        ends = (connection.source_node, connection.destination_node)
+        with contextlib.suppress(GuestFault):  # whose end its channel reports by itself
+            guest.send(InstallTable(table=self.table.to_json(ends)))
 
     async def close(self) -> None:
         """End everything; afterwards no guest and no rule of ours is left."""

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -126,7 +126,7 @@ class SavedConnection:
 
 
 class Records:
-    """The records of one host. Calls take some 0.1 ms on a tmpfs; not for several threads at once.
+    """The records of one host. A call takes 0.2 ms on a tmpfs; not for several threads at once.
 
     The constructor acquires nothing.
     """
@@ -140,9 +140,12 @@ class Records:
         """Write or replace a connection's record. Raises NoSpace, EnvironmentFault."""
         path = self._path(record.id)
         draft = path.with_suffix(_DRAFT_SUFFIX)
-        document = {"format": FORMAT, "boot": self._boot, "connection": asdict(record)}
+        # What asdict would copy is only looked at here.
+        fields = {**vars(record), "guest": vars(record.guest)}
+        document = {"format": FORMAT, "boot": self._boot, "connection": fields}
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self.directory.is_dir():
+                self.directory.mkdir(mode=0o700, parents=True)
             draft.write_text(json.dumps(document) + "\n")
             draft.rename(path)
         except OSError as exc:

@@ -129,9 +129,10 @@ class FakeAgents:
     async def serve(self, guest: GuestIdentity) -> None:
         """Make the channel's socket, as the hypervisor does."""
 
+        decoder = Decoder()  # the agent's: it stays when the host's end is another
+
         async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.clients[guest.address] = writer
-            decoder = Decoder()
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 while data := await reader.read(65536):
                     for message in _understood(decoder, data):

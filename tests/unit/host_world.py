@@ -273,6 +273,15 @@ class Machine:
     def __post_init__(self) -> None:
         self.hypervisor = LivingHypervisor(self.agents, self.config)
 
+    def serving(self) -> set[int]:
+        """Connections that are steered to a guest whose agent serves them."""
+        slots = {
+            served.connection: served.guest
+            for address, served in self.agents.serving.items()
+            if address in self.agents.homes - self.agents.dead
+        }
+        return {n for n, slot in self.steering.connections.items() if slots.get(n) == slot}
+
     def left(self) -> list[str]:
         """Everything of ours that is still there."""
         # Read from a copy: opening a journal rewrites it, under whoever writes to it.
@@ -387,9 +396,10 @@ class Life:
         connections = self.connections()
         if len(connections) != 1 or connections[0].state is not State.ESTABLISHED:
             return False
-        guest = connections[0].guest
+        guest, flow = connections[0].guest, connections[0].local_flow
         return (
             guest is not None
+            and flow in self.machine.steering.admitted.get(guest.index, ())
             and guest.state is GuestState.RUNNING
             and guest.name in self.machine.hypervisor.domains
             and guest.identity.address not in self.machine.agents.dead

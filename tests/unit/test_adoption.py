@@ -156,6 +156,18 @@ def test_an_adopted_guest_whose_table_is_old_gets_the_new_one(tmp_path: Path) ->
     story(tmp_path, tell)
 
 
+def test_rules_that_were_flushed_meanwhile_are_made_anew(tmp_path: Path) -> None:
+    async def tell(made: Machine, life: Life) -> None:
+        await life.bury()
+        made.steering.remove()
+        life = Life(made)
+        await life.start()
+        assert life.works()
+        await end(made, life)
+
+    story(tmp_path, tell)
+
+
 def test_new_connections_get_other_ids_than_adopted_ones(tmp_path: Path) -> None:
     async def tell(made: Machine, life: Life) -> None:
         life = await next_life(made, life)
@@ -212,6 +224,33 @@ def test_a_connection_whose_guest_is_of_no_use_gets_another(
         adopted = life.told("connection-adopted")[0]
         assert adopted["guest"] is None and adopted["why"]
         await until(lambda: list(made.hypervisor.domains) == [life.guest().name])
+        await end(made, life)
+
+    story(tmp_path, tell)
+
+
+def test_a_guest_that_dies_while_others_are_still_asked_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(adoption.ADOPTION_DEADLINES, "tcg", 0.5)
+
+    async def tell(made: Machine, life: Life) -> None:
+        first = life.guest()
+        life.miss(syn(port=41000))
+        await until(lambda: all(c.guest for c in life.connections()) and len(made.serving()) == 2)
+        (other,) = {c.guest for c in life.connections()} - {first}
+        assert other is not None
+        made.agents.dead.add(other.identity.address)
+        await life.bury()
+        life = Life(made)
+        starting = asyncio.create_task(life.start())
+        await until(lambda: "guest-adopted" in life.names())
+        made.hypervisor.crash(first.name)
+        await starting
+        await until(lambda: len(made.serving()) == 2)
+        whys = {fields["why"] for fields in life.told("connection-adopted")}
+        assert "its guest was lost while others were asked" in whys
+        await until(lambda: len(made.hypervisor.domains) == 2)
         await end(made, life)
 
     story(tmp_path, tell)
@@ -274,12 +313,13 @@ def test_a_line_cut_by_the_death_of_the_former_host_costs_nothing(tmp_path: Path
     """The agent's decoder still holds the beginning of a message nobody will finish."""
 
     async def tell(made: Machine, life: Life) -> None:
-        channel = life.guest().channel
+        await until(lambda: "clock-aligned" in life.names())  # the last word of its own accord
+        channel, uuid = life.guest().channel, life.guest().uuid
         assert channel is not None
         channel._writer.write(encode(InstallTable({"version": 9}))[:-5])
         await asyncio.sleep(0.05)
         life = await next_life(made, life)
-        assert life.works()
+        assert life.works() and life.guest().uuid == uuid
         await end(made, life)
 
     story(tmp_path, tell)

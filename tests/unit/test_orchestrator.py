@@ -21,7 +21,7 @@ from fabric.host.connections import (
     State,
 )
 from fabric.host.events import EventLog
-from fabric.host.orchestrator import Orchestrator
+from fabric.host.orchestrator import MAX_SPAWNS, STEADY, Orchestrator
 from fabric.routing.policy import ApplicationFacts, Policy
 from fabric.routing.protocols import compute_table
 from fabric.routing.topology import Link, Node, Topology
@@ -426,6 +426,25 @@ def test_a_lost_guest_is_replaced_and_the_connection_stays() -> None:
         assert connection.state is State.ESTABLISHED and connection.guest is not None
         assert connection.guest.name == "g2"
         assert world.guests.configured[-1].first == [(syn() + b"meanwhile").hex()]
+
+    run(story())
+
+
+def test_guests_lost_in_a_row_end_a_connection_and_others_do_not() -> None:
+    async def story() -> None:
+        world = World()
+        world.miss(syn())
+        await settle()
+        connection = world.only()
+        for _ in range(3 * MAX_SPAWNS):
+            world.clock.now += STEADY
+            world.orchestrator.on_guest_lost(connection.guest)  # type: ignore[arg-type]
+            await settle()
+        assert connection.state is State.ESTABLISHED
+        for _ in range(MAX_SPAWNS):
+            world.orchestrator.on_guest_lost(connection.guest)  # type: ignore[arg-type]
+            await settle()
+        assert len(world.orchestrator.connections) == 0
 
     run(story())
 

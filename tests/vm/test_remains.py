@@ -32,11 +32,12 @@ def test_gc_after_every_orchestrator_was_killed(tmp_path: Path) -> None:
     with lab("crashed", LINE, tmp_path) as crashed:
         before = set(interfaces()) - {n for n in interfaces() if n.startswith(("fb", "fv", "ft"))}
         done = crashed.run("h1", "ping", "-c", "1", "-W", "60", "h2")
-        assert done.returncode == 0 and len(crashed.domains()) == 2
+        assert done.returncode == 0
         kill_orchestrators(crashed)
+        domains = crashed.domains()  # those kept ready included
         planned = subprocess.run([FABRIC, "gc", "--dry-run"], capture_output=True, text=True)
-        assert "fabric-crashed-h1-g1" in planned.stdout
-        assert len(crashed.domains()) == 2, "a dry run removes nothing"
+        assert len(domains) >= 2 and all(name in planned.stdout for name in domains)
+        assert crashed.domains() == domains, "a dry run removes nothing"
         subprocess.run([FABRIC, "gc", "--lab", "crashed"], check=True, capture_output=True)
         assert ours(crashed) == []
         assert before <= set(interfaces()), "something that is not ours is gone"
