@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,12 +102,17 @@ class PackageArchive:
 
     def _learn(self, directory: Path) -> None:
         """An empty root with apt's configuration and fresh lists, and no package in it."""
-        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
         nothing = ("--mode=root", "--variant=custom", "--format=directory")
         # The keyring is named, because mmdebstrap's guess asks gpg, which need not be there.
         options = (f"--keyring={KEYRING}", "--skip=cleanup/apt/lists")
         sources = [str(self.sources.resolve())] if self.sources else []
-        run(["mmdebstrap", "-q", *nothing, *options, SUITE, str(directory), *sources])
+        # Made elsewhere first: lists that came in half would be taken for whole ones.
+        with tempfile.TemporaryDirectory(prefix=".image-", dir=directory.parent) as work:
+            made = Path(work) / directory.name
+            run(["mmdebstrap", *nothing, *options, SUITE, str(made), *sources])
+            shutil.rmtree(directory, ignore_errors=True)
+            made.rename(directory)
 
     def obtain(self, packages: list[Package], work: Path) -> list[Package]:
         """Download and unpack; returns what was really obtained. Raises EnvironmentFault."""

@@ -149,6 +149,17 @@ def full(state: Path, what: str) -> NoSpace:
 
 
 @contextmanager
+def full_disk_named(state: Path) -> Iterator[None]:
+    """A full disk becomes the error that says which one."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno == errno.ENOSPC:
+            raise full(state, "full while building") from exc
+        raise
+
+
+@contextmanager
 def alone(state: Path) -> Iterator[None]:
     """One build at a time in a state directory; leftovers of a killed one are removed."""
     with (state / ".image.lock").open("w") as lock:
@@ -166,7 +177,7 @@ def make_image(state: Path, archive: PackageArchive, force: bool) -> None:
     """Build unless what is there was made from the same inputs. Raises EnvironmentFault."""
     check_ground(state)
     started = time.monotonic()
-    with alone(state):
+    with alone(state), full_disk_named(state):
         try:
             packages = archive.resolve()
         except EnvironmentFault:
@@ -178,10 +189,6 @@ def make_image(state: Path, archive: PackageArchive, force: bool) -> None:
         try:
             manifest = build(work, archive, packages)
             install(work, state, manifest)
-        except OSError as exc:
-            if exc.errno == errno.ENOSPC:
-                raise full(state, "full while building") from exc
-            raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
     took = time.monotonic() - started

@@ -1,8 +1,8 @@
 """Becoming nobody before a template is saved, and somebody after a copy of it wakes up.
 
 Owns: the uplink's MAC, address, routes and neighbours, and the guest kernel's randomness. May
-import: the standard library, fabric.wire, fabric.agent.rtnl. All in process: a subprocess costs a
-hundred milliseconds under emulation. Sources: netdevice(7), rtnetlink(7), random(4).
+import: the standard library, fabric.wire, agent.rtnl, agent.digest. All in process: a subprocess
+costs a hundred milliseconds under emulation. Sources: netdevice(7), rtnetlink(7), random(4).
 
 A copy's first packet waits for what is done in :meth:`Uplink.assume`, and under emulation what
 counts there is how much code runs for the first time. So nobody keeps everything that is the same
@@ -25,6 +25,7 @@ import socket
 import time
 from struct import Struct
 
+from fabric.agent.digest import sha256_hex
 from fabric.agent.rtnl import Becoming, RouteNetlink, write_sysctl
 from fabric.wire.contract import GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6
 from fabric.wire.control import Identified, Quiesced
@@ -120,9 +121,7 @@ def stir(entropy: bytes, device: str = _RANDOM_DEVICE) -> None:
 
 def sample() -> str:
     """Digest of fresh random bytes: shows that they differ without showing them."""
-    from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib would load OpenSSL
-
-    return str(sha256(os.urandom(SAMPLE_SIZE)).hexdigest())
+    return sha256_hex(os.urandom(SAMPLE_SIZE))
 
 
 def scrub() -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 
 from fabric.agent.channel import Channel
+from fabric.agent.digest import sha256_hex
 from fabric.agent.rtnl import RouteNetlink, prepare_guest
 from fabric.agent.session import Session
 from fabric.agent.tun import Tun
@@ -376,7 +377,4 @@ def _own_digest() -> str:
             content = file.read()
     except OSError:
         return ""
-    # hashlib would load all of OpenSSL: 15 ms here, a tenth of a second under emulation.
-    from _sha256 import sha256  # type: ignore[import-not-found]
-
-    return str(sha256(content).hexdigest()) if content[:2] in (b"PK", b"#!") else ""
+    return sha256_hex(content) if content[:2] in (b"PK", b"#!") else ""

@@ -16,7 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fabric.errors import EnvironmentFault, FabricError, KernelLacks, ToolMissing
+from fabric.errors import (
+    EnvironmentFault,
+    FabricError,
+    HypervisorDown,
+    KernelLacks,
+    ToolMissing,
+)
 from fabric.lab import preflight
 from fabric.lab.builder import Machine
 
@@ -218,10 +224,15 @@ def _bridge(_: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
 
 
 def _libvirt(around: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
-    from fabric.host.libvirtd import answers
+    from fabric.host.libvirtd import SYSTEM_URI, answers
 
     if answers(around.libvirt_uri):
         return OK, f"{around.libvirt_uri} answers"
+    if around.libvirt_uri != SYSTEM_URI:
+        raise HypervisorDown(
+            f"{around.libvirt_uri} does not answer",
+            cure="start that libvirtd, or leave FABRIC_LIBVIRT_URI unset to use this machine's",
+        )
     if shutil.which("libvirtd", path=f"{os.defpath}:{SBIN}") is None:
         raise ToolMissing(
             f"{around.libvirt_uri} does not answer and libvirtd is not installed",

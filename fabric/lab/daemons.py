@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from fabric.errors import EnvironmentFault, FabricError, Unreachable
+from fabric.errors import ConfigError, EnvironmentFault, FabricError, Unreachable
 from fabric.host.config import HostConfig
 from fabric.host.process import Process
 from fabric.lab import names, processes, state
@@ -167,7 +167,10 @@ class Service(Daemon):
     def settle(self, world: World) -> None:
         """A command that cannot even start is the file's mistake, and said now."""
         if not self._running():
-            raise self._failed("ended at its start")
+            failed = self._failed("ended at its start")
+            place = f"hosts.{self._service.host}.services.{self._service.name}"
+            cure = f"mend {place} in {self._lab.spec.path}; it starts in that file's directory"
+            raise ConfigError(failed.message, cure=cure)
 
     def remove(self, world: World) -> None:
         process = self._lab.processes.get(self._key)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from fabric.errors import EnvironmentFault, NoSpace
 from images import build, steps
-from images.archive import PackageArchive
+from images.archive import Package, PackageArchive
 from images.initramfs import SIGNATURE_TRAILER, unsigned
 
 SIGNATURE = b"rsa" * 100
@@ -132,3 +135,42 @@ def test_a_source_list_is_used_on_any_machine() -> None:
     directory, sources = Path("/state/apt"), Path("/etc/mirror.list")
     found = PackageArchive.for_machine(directory, sources, "VERSION_CODENAME=bookworm\n")
     assert found == PackageArchive(directory, sources)
+
+
+@dataclass(frozen=True)
+class GreedyArchive(PackageArchive):
+    """Delivers packages until the disk is full."""
+
+    def resolve(self) -> list[Package]:
+        return [Package("linux.deb", "SHA256:0", "linux")]
+
+    def obtain(self, packages: list[Package], work: Path) -> list[Package]:
+        with (work / packages[0].file).open("wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "small"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "small", disk], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("needed", "when"), [(400, "15 MiB free"), (8, "full while building")])
+def test_on_a_full_disk_the_former_image_stays_and_nothing_else(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, needed: int, when: str
+) -> None:
+    """Full before the build starts, and in the midst of it."""
+    monkeypatch.setattr(build, "SPACE_NEEDED_MIB", needed)
+    (small_disk / "image").mkdir()
+    (small_disk / "image/manifest.json").write_text("the former image")
+    with pytest.raises(NoSpace, match=f"filesystem {small_disk}: {when}.* untouched"):
+        build.make_image(small_disk, GreedyArchive(), force=False)
+    assert (small_disk / "image/manifest.json").read_text() == "the former image"
+    assert {path.name for path in small_disk.iterdir()} <= {"image", ".image.lock"}

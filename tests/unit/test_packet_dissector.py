@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fabric.wire.packet import Packet
+from tests.tshark import dissect
 
 ROOT = Path(__file__).parent.parent.parent
 VECTORS = json.loads((ROOT / "tests/vectors/packets.json").read_text())
@@ -35,30 +35,19 @@ def capture(datagrams: list[bytes]) -> bytes:
     return b"".join(frames)
 
 
-def dissect(datagrams: list[bytes], path: Path) -> list[dict[str, Any]]:
-    path.write_bytes(capture(datagrams))
-    argv = [
-        "tshark",
-        "-r",
-        str(path),
-        "-X",
-        f"lua_script:{ROOT / 'docs/fabric.lua'}",
-        "-T",
-        "fields",
-    ]
+def rows(datagrams: list[bytes]) -> list[dict[str, Any]]:
     names = [f"fabric.{n}" for n in HEADER] + [f"fabric.record.{n}" for n in RECORD]
     names += ["_ws.expert.message", "fabric.payload", "fabric.path.node", "udp.dstport"]
-    argv += ["-E", "separator=|", "-E", "occurrence=a"]
-    argv += [word for name in names for word in ("-e", name)]
-    result = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
-    rows = [line.split("|") for line in result.stdout.splitlines()]
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    fields = [word for name in names for word in ("-e", name)]
+    shape = ("-T", "fields", "-E", "separator=|", "-E", "occurrence=a")
+    shown = dissect(capture(datagrams), *shape, *fields)
+    return [dict(zip(names, line.split("|"), strict=True)) for line in shown.splitlines()]
 
 
-def test_the_dissector_agrees_on_every_vector(tmp_path: Path) -> None:
-    rows = dissect([bytes.fromhex(v["datagram"]) for v in VECTORS], tmp_path / "vectors.pcap")
-    assert len(rows) == len(VECTORS)
-    for vector, row in zip(VECTORS, rows, strict=True):
+def test_the_dissector_agrees_on_every_vector() -> None:
+    found = rows([bytes.fromhex(v["datagram"]) for v in VECTORS])
+    assert len(found) == len(VECTORS)
+    for vector, row in zip(VECTORS, found, strict=True):
         if "error" in vector:
             assert row["_ws.expert.message"], vector["name"]
             continue
@@ -74,6 +63,6 @@ def test_the_dissector_agrees_on_every_vector(tmp_path: Path) -> None:
             assert values == [record[name] for record in vector["records"]], vector["name"]
 
 
-def test_the_inner_packet_is_dissected_too(tmp_path: Path) -> None:
-    (row,) = dissect([bytes.fromhex(VECTORS[0]["datagram"])], tmp_path / "one.pcap")
+def test_the_inner_packet_is_dissected_too() -> None:
+    (row,) = rows([bytes.fromhex(VECTORS[0]["datagram"])])
     assert row["udp.dstport"] == "7704,53"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.tshark import dissect
 from tests.vm.conftest import lab
 from tests.vm.lab import ROOT, WEB_SERVER, Lab, wait_for
 
@@ -166,13 +167,8 @@ def test_a_capture_of_a_connection_is_a_pcap(line: Lab) -> None:
             pcap = subprocess.run(words, capture_output=True, env=environment, timeout=30).stdout
         finally:
             process.terminate()
-    lua = ["-X", f"lua_script:{ROOT / 'docs/fabric.lua'}"]
-    decoded = subprocess.run(
-        ["tshark", "-r", "-", *lua, "-Y", "fabric", "-T", "fields", "-e", "fabric.connection"],
-        input=pcap, capture_output=True,
-    )  # fmt: skip
-    assert decoded.returncode == 0, decoded.stderr
-    seen = {line.decode().removeprefix("0x") for line in decoded.stdout.split()}
+    shown = dissect(pcap, "-Y", "fabric", "-T", "fields", "-e", "fabric.connection")
+    seen = {connection.removeprefix("0x") for connection in shown.split()}
     assert seen == {mine["id"]}
 
 
