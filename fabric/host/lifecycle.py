@@ -124,3 +124,18 @@ def advance(state: GuestState, event: GuestEvent) -> GuestState:
             f"a guest that is {state.value} cannot have the event {event.value}",
             cure="report this as a defect, with the host's event log",
         ) from None
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram; docs/lifecycle.md shows it.
+
+    What may happen to nearly every guest (being lost, being destroyed) is left to the text around.
+    """
+    drawn = [
+        f"    {state.value} --> {target.value}: {event.value}"
+        for (state, event), target in TRANSITIONS.items()
+        if target is not state and event not in (_E.FAULT, _E.LOST, _E.DESTROY)
+    ]
+    first, last = _S.REQUESTED.value, _S.GONE.value
+    ends = [f"    [*] --> {first}", f"    {_S.FAILED.value} --> {_S.DESTROYING.value}: destroy"]
+    return "\n".join(["stateDiagram-v2", *ends, *drawn, f"    {last} --> [*]"]) + "\n"
