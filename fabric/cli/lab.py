@@ -12,7 +12,7 @@ import typer
 
 from fabric.cli import context
 from fabric.cli.context import LabOption
-from fabric.cli.output import Format, OutputOption, emit_json, emit_table, progress, say
+from fabric.cli.output import Format, OutputOption, emit_json, emit_table, note, progress, say
 from fabric.errors import FabricError, UserError
 from fabric.routing.rules import TIERS
 
@@ -40,12 +40,15 @@ def up(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be made.")
     ] = False,
+    wait: Annotated[
+        bool, typer.Option(help="Wait until hosts have guests ready (tiers but cold).")
+    ] = True,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Bring a lab up; what is up already stays as it is."""
     if tier is not None and tier not in TIERS:
         raise UserError(f"there is no tier {tier}", cure=f"tiers are: {', '.join(TIERS)}")
-    from fabric.lab import builder
+    from fabric.lab import builder, readiness
     from fabric.lab.spec import LabSpec, Options
     from fabric.lab.topology_file import load_topology
 
@@ -62,6 +65,9 @@ def up(
     else:
         with progress(f"lab {spec.name}") as step:
             report = builder.up(spec, context.machine(), step)
+            pending = readiness.wait_for_guests(spec, step) if wait else {}
+        for host, what in pending.items():
+            note(f"{host}: {what}; connections wait longer until then")
     if output is Format.JSON:
         emit_json({"lab": report.lab, "dry_run": dry_run, "changed": list(report.changed)})
     elif not report.changed:

@@ -147,6 +147,10 @@ class GuestManager:
         """Guests that wait for a connection, by tier."""
         return self._supply.kept_ready()
 
+    def preparing(self) -> str:
+        """What is being done before guests of the host's tier can be had; empty: nothing."""
+        return self._supply.preparing(self._config.tier)
+
     def guests(self) -> list[Guest]:
         """All guests that hold a slot, by index."""
         return [self._guests[index] for index in sorted(self._guests)]

@@ -177,6 +177,7 @@ def _status(config: HostConfig, host: Host, acceleration: Acceleration, started_
         connections=len(host.orchestrator.connections),
         tier=config.tier,
         kept_ready=host.manager.kept_ready(),
+        preparing=host.manager.preparing(),
         acceleration=asdict(acceleration),
         limits=asdict(config.limits),
         protocols=list(host.orchestrator.topology.protocol_names.values()),

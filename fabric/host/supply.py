@@ -146,6 +146,20 @@ class Supply:
         if self._keeper is not None and guest.template is not None:
             self._keeper.failed(guest.template, why)
 
+    def preparing(self, tier: str) -> str:
+        """What is being done before the tier can be had, in words; empty when it can, or cannot be
+        helped at the moment."""
+        found = self._tiers.get(tier)
+        if self._keeper is None or found is None or found is self.cold:
+            return ""
+        if self._keeper.making:
+            return found.unavailable()
+        if self._keeper.unavailable():
+            return ""  # it failed, and is tried again some day
+        pools = [t.pool for t in self._pooled if t is found]
+        hopeful = any(pool.wanted() and not pool.failures for pool in pools)
+        return found.unavailable() if hopeful else ""
+
     def kept_ready(self) -> dict[str, int]:
         """How many guests wait, by tier."""
         return {tier.name: tier.pool.ready() for tier in self._pooled}

@@ -46,6 +46,8 @@ class TemplateKeeper:
         """Set when the template must be made anew."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when there is a template, or another one, or none any more."""
+        self.making = True
+        """Whether one is looked for or made; a keeper begins with that."""
         self._steps = steps
         self._cold = cold
         self._store = store
@@ -89,9 +91,11 @@ class TemplateKeeper:
         a template is there, guests boot cold."""
         tried, said = 0, ""
         while tried < MAX_MAKINGS:
+            self.making = True
             try:
                 phases = await self.ensure(maker)
             except FabricError as exc:
+                self.making = False
                 # A full disk says nothing about the template, and ends some day.
                 tried += not isinstance(exc, NoSpace)
                 if str(exc) != said:
@@ -100,6 +104,7 @@ class TemplateKeeper:
                 await asyncio.sleep(MAKING_PAUSE)
                 continue
             tried, said = tried + 1, ""
+            self.making = False
             notice("template-ready", {"found": phases is None, "phases": phases or {}})
             self.on_change()
             await self.spoiled.wait()

@@ -31,6 +31,8 @@ class Status(BaseModel):
     connections: int
     tier: str
     kept_ready: dict[str, int]
+    preparing: str
+    """What is being done before guests of that tier can be had; empty when nothing is."""
     acceleration: dict[str, Any]
     limits: dict[str, Any]
     protocols: list[str]

@@ -385,3 +385,32 @@ def test_a_pool_is_sized_by_demand_within_its_limits_and_by_memory(
 ) -> None:
     config = PoolConfig(minimum=2, maximum=8, memory_floor_mib=512)
     assert wanted(config, demand, memory_mib) == count
+
+
+def test_a_host_says_what_it_prepares_until_it_can_give_guests(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await w.manager.start()
+        assert w.manager.preparing() == template_keeper.BEING_MADE
+        await kept(w, "prepared")
+        assert w.manager.preparing() == ""
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared"))
+
+
+def test_a_host_that_cannot_prepare_guests_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        w.agents.clinging = True
+        await w.manager.start()
+        await until(lambda: bool(w.notices))
+        assert w.notices[0][0] == "template-failed"
+        assert w.manager.preparing() == ""
+
+    run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared"))
+
+
+def test_a_host_whose_guests_boot_prepares_nothing(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        await w.manager.start()
+        assert w.manager.preparing() == ""
+
+    run(tmp_path, scenario)
