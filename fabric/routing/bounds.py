@@ -12,11 +12,12 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 from operator import le
 
+from fabric.routing.constraints import LOSS_UNITS, loss_weight
 from fabric.routing.definitions import Definition
 from fabric.routing.graph import FAR
 from fabric.routing.spf import shortest_paths
 from fabric.routing.topology import Link
-from fabric.routing.view import LOSS_UNITS, View, loss_weight
+from fabric.routing.view import View
 from fabric.wire.packet import MAX_PATH
 
 MAX_LABELS = 50_000

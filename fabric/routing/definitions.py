@@ -142,6 +142,15 @@ class Definition:
         return int(-(-1 // self.share))
 
     @property
+    def constraints(self) -> tuple[object, ...]:
+        """What decides which links and hosts count."""
+        return (
+            *(self.include_any, self.include_all, self.exclude_any),
+            *(self.minimum_bandwidth_bps, self.maximum_latency_us, self.maximum_loss),
+            *(self.exclude_hosts, self.exclude_tags, self.exclude_regions),
+        )
+
+    @property
     def chooses_links(self) -> bool:
         """Whether any link could be kept out."""
         return bool(

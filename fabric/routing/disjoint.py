@@ -27,7 +27,21 @@ class DisjointRows(PathRows):
 
     def __init__(self, view: View) -> None:
         super().__init__(view)
-        self._pairs = Pairs(view)
+        self._known: Pairs | None = None
+
+    @property
+    def _pairs(self) -> Pairs:
+        if self._known is None:
+            self._known = Pairs(self.view)
+        return self._known
+
+    def follow(self, earlier: PathRows) -> set[int] | None:
+        """See Calculation. Any link may be what makes a pair the best one."""
+        if not self.view.same_as(earlier.view):
+            return None
+        if isinstance(earlier, DisjointRows):
+            self._known = earlier._known
+        return set()
 
     def row(self, goal: int) -> Row | None:
         """The pair, the better path first."""
@@ -43,6 +57,10 @@ class DisperseRows(PathRows):
         super().__init__(view)
         self._most = definition.paths
         self._least = definition.least_paths
+
+    def follow(self, earlier: PathRows) -> set[int] | None:
+        """See Calculation."""
+        return set() if self.view.same_as(earlier.view) else None
 
     def row(self, goal: int) -> Row | None:
         """Paths without a common host; none when there are too few of them for the share."""

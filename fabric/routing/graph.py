@@ -9,7 +9,6 @@ times faster there than dictionaries of objects.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 FAR = 1 << 200
 """Distance of what cannot be reached: above every sum of weights."""
@@ -21,11 +20,13 @@ Arc = tuple[int, int]
 class Graph:
     """Node indices ascend with node ids; a link's number is its position in the topology."""
 
-    __slots__ = ("ends", "ids", "index")
+    __slots__ = ("ends", "ids", "index", "keys")
 
     def __init__(self, nodes: Iterable[int], links: Sequence[tuple[int, int, int, int]]) -> None:
         """``links``: (node, its interface, node, its interface)."""
         self.ids = sorted(nodes)
+        self.keys = [str(node) for node in self.ids]
+        """Node ids as JSON has them."""
         self.index = {node: at for at, node in enumerate(self.ids)}
         ends: list[list[tuple[int, int, int]]] = [[] for _ in self.ids]
         for number, (a, a_interface, b, b_interface) in enumerate(links):
@@ -36,20 +37,35 @@ class Graph:
         """Per node: (far node, link number), ordered by far node, then own interface."""
 
 
-class Tree(NamedTuple):
+class Tree:
     """Best paths from one node to all others, by node index."""
 
-    distance: list[int]
-    hops: list[int]
-    """First hops of *all* best paths, as a bit set over the root's links."""
-    parent: list[int]
-    """The node before, on one best path; -1 where there is none."""
+    __slots__ = ("_paths", "distance", "hops", "parent")
+
+    def __init__(self, distance: list[int], hops: list[int], parent: list[int]) -> None:
+        self.distance = distance
+        self.hops = hops
+        """First hops of *all* best paths, as a bit set over the root's links."""
+        self.parent = parent
+        """The node before, on one best path; -1 where there is none."""
+        self._paths: dict[int, list[int]] = {}
 
     def path(self, goal: int) -> list[int]:
-        """The nodes after the root, ``goal`` last. Empty for the root itself."""
-        found = []
-        while self.parent[goal] >= 0:
-            found.append(goal)
-            goal = self.parent[goal]
-        found.reverse()
+        """The nodes after the root, ``goal`` last; not to be changed. Empty for the root itself,
+        and for what is out of reach."""
+        paths, parent, new = self._paths, self.parent, list[int]()
+        at = goal
+        while at not in paths and parent[at] >= 0:
+            new.append(at)
+            at = parent[at]
+        found = paths.get(at, [])
+        for at in reversed(new):
+            found = paths[at] = [*found, at]
         return found
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tree) and (
+            (self.distance, self.hops, self.parent) == (other.distance, other.hops, other.parent)
+        )
+
+    __hash__ = None  # type: ignore[assignment]

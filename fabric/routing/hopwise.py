@@ -18,6 +18,7 @@ D(N,D) < D(N,E) + D(E,D) (inequality 3). Distances are exact integers, so both a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 from fabric.routing.graph import FAR
 from fabric.routing.rows import Positions, Row, repair, row
@@ -43,10 +44,11 @@ class ShortestRows:
 
     def goals(self) -> Iterator[int]:
         """Node indices within reach."""
-        root = self.view.root
-        for at, distance in enumerate(self.view.tree.distance):
-            if distance < FAR and at != root:
-                yield at
+        return (at for at, distance in enumerate(self.view.tree.distance) if 0 < distance < FAR)
+
+    def follow(self, earlier: ShortestRows) -> set[int] | None:
+        """See Calculation."""
+        return self.view.moved_since(earlier.view)
 
     def row(self, goal: int) -> Row | None:
         """Least sum of the metric; all equally good next hops, by node id, then interface."""
@@ -110,12 +112,22 @@ class DeflectRows:
 
     def __init__(self, view: View) -> None:
         self.view = view
-        loads = {view.graph.index[node.id]: node.load for node in view.topology.nodes}
-        self._near = [
-            (position, node, weight, view.tree_of(node).distance, int(loads[node] * LOAD_STEPS))
-            for node, weight, position in view.first
-        ]
+        load = {view.graph.index[n.id]: int(n.load * LOAD_STEPS) for n in view.topology.nodes}
+        self._loads = {node: load[node] for node, _, _ in view.first}
         self.goals = ShortestRows(view).goals
+
+    @cached_property
+    def _near(self) -> list[tuple[int, int, int, list[int], int]]:
+        """Of each neighbour: position, node, weight of the link, distances, load in steps."""
+        tree_of, loads = self.view.tree_of, self._loads
+        return [
+            (position, node, weight, tree_of(node).distance, loads[node])
+            for node, weight, position in self.view.first
+        ]
+
+    def follow(self, earlier: DeflectRows) -> set[int] | None:
+        """See Calculation."""
+        return self.view.moved_since(earlier.view) if self._loads == earlier._loads else None
 
     def row(self, goal: int) -> Row | None:
         """The least-loaded of the neighbours that are nearer; among equals the best way."""

@@ -31,9 +31,11 @@ class PathRows:
 
     def goals(self) -> Iterator[int]:
         """Node indices within reach."""
-        for at, distance in enumerate(self.view.tree.distance):
-            if distance < FAR and at != self.view.root:
-                yield at
+        return (at for at, distance in enumerate(self.view.tree.distance) if 0 < distance < FAR)
+
+    def follow(self, earlier: PathRows) -> set[int] | None:
+        """See Calculation: true where a row depends on best paths only."""
+        return self.view.moved_since(earlier.view)
 
     def _row(self, path: Sequence[int], alternate: list[int]) -> Row:
         view, ids = self.view, self.view.graph.ids
@@ -48,6 +50,10 @@ class SourceRows(PathRows):
     def __init__(self, view: View, definition: Definition) -> None:
         super().__init__(view)
         self._via = [view.graph.index[node] for node in definition.via]
+
+    def follow(self, earlier: PathRows) -> set[int] | None:
+        """See Calculation. A path by way of others may change where no best path does."""
+        return None if self._via else super().follow(earlier)
 
     def row(self, goal: int) -> Row | None:
         """One explicit path."""
@@ -101,6 +107,21 @@ class BoundedRows(PathRows):
         self.bounds = Bounds(definition)
         self._previous = previous
 
+    def follow(self, earlier: PathRows) -> set[int] | None:
+        """See Calculation. Within bounds, more than the best paths counts."""
+        moved = super().follow(earlier)
+        if moved is None or not self.bounds.none:
+            return None
+        # A sticky path need not be a best one; it is looked at again when a link of it changed.
+        index, root = self.view.graph.index, self.view.root
+        return moved | {
+            index[nodes[-1]]
+            for nodes in self._previous.values()
+            if any(
+                hop in self.view.gone for hop in pairwise([root, *map(index.__getitem__, nodes)])
+            )
+        }
+
     def row(self, goal: int) -> Row | None:
         """One explicit path."""
         if not 0 < self.view.tree.distance[goal] < FAR:
@@ -134,10 +155,10 @@ class BoundedRows(PathRows):
         else:
             tree = view.without_links(avoid) if avoid else view.tree
         path = tree.path(goal)
-        if not path:
-            return []
-        if len(path) <= MAX_PATH and self.bounds.hold(view, path, avoid):
+        if 0 < len(path) <= MAX_PATH and self.bounds.hold(view, path, avoid):
             return path
+        if not path or self.bounds.none:
+            return []
         return best_within(view, goal, self.bounds, banned, avoid)
 
 
@@ -148,15 +169,15 @@ class FloodRows:
         self.view = view
         self.goals = PathRows(view).goals
 
+    def follow(self, earlier: FloodRows) -> set[int] | None:
+        """See Calculation."""
+        return self.view.moved_since(earlier.view)
+
     @cached_property
     def _near(self) -> list[tuple[int, int, list[int]]]:
         """(neighbour, position of the link, its distances when nothing comes back through here)."""
-        view, known = self.view, dict[int, list[int]]()
-        for node, _, _ in view.first:
-            if node not in known:
-                tree = shortest_paths(view.arcs, node, view.first_of(node), view.root)
-                known[node] = tree.distance
-        return [(node, at, known[node]) for node, _, at in view.first]
+        view = self.view
+        return [(node, at, view.tree_apart(node).distance) for node, _, at in view.first]
 
     def row(self, goal: int) -> Row | None:
         """All neighbours from where the destination can be reached without coming back."""

@@ -6,31 +6,23 @@ Stays on the host; guests get finished tables, or the part of them that they nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from fabric.routing.atlas import Atlas
 from fabric.routing.definitions import PROTOCOLS, Definition, by_name
 from fabric.routing.disjoint import DisjointRows, DisperseRows
 from fabric.routing.hopwise import DeflectRows, ShortestRows
 from fabric.routing.pathwise import BoundedRows, FloodRows, SourceRows
-from fabric.routing.rows import Row, Rows
+from fabric.routing.rows import Calculation, Row, Rows
 from fabric.routing.table import ForwardingTable
 from fabric.routing.topology import Topology
-from fabric.routing.view import Atlas, View
+from fabric.routing.view import View
 from fabric.routing.widest import WidestRows
 from fabric.wire.packet import DISPERSED, FLOODED, REPLICATED, SINGLE
 
 __all__ = ["PROTOCOLS", "by_name", "compute_table", "rows_of"]
-
-
-class Calculation(Protocol):
-    """What a protocol's rows come from. Destinations are given by node index."""
-
-    def goals(self) -> Iterator[int]:
-        """Those that may have a row."""
-
-    def row(self, goal: int) -> Row | None:
-        """The row of one; None: out of reach, or excluded by a constraint."""
 
 
 Previous = Mapping[int, tuple[int, ...]]
@@ -73,27 +65,52 @@ def compute_table(
     somebody looks.
 
     ``protocols``: None means all that the topology defines. ``previous``: the table so far, whose
-    paths sticky protocols keep. Destinations out of reach have no entry, and neither has the node
-    itself. Raises NameUnknown when the topology lacks the node.
+    paths sticky protocols keep, and whose searches and rows are brought up to date rather than made
+    anew; the result is the same without it but for the sticky ones. Destinations out of reach have
+    no entry, and neither has the node itself. Raises NameUnknown when the topology lacks the node.
     """
     if protocols is None:
         protocols = topology.definitions
-    atlas = Atlas(topology, node)
+    ends = topology.neighbours(node)
+    hops = [[end.node, end.address, end.interface, end.mtu] for end in ends]
+    before = previous.source if previous is not None else None
+    known = before if isinstance(before, _Source) and before.of(node, hops) else None
+    atlas = Atlas(topology, node, known.atlas if known is not None else None)
     routes: dict[str, Mapping[str, Row]] = {}
     for number, definition in sorted(protocols.items()):
-        used = previous.known_paths(number) if previous is not None else {}
-        calculation = rows_of(atlas, definition, used)
-        routes[str(number)] = Rows(topology.graph, calculation.goals, calculation.row)
+        sticky = previous is not None and definition.calculation == "bounded"
+        used = previous.known_paths(number) if previous is not None and sticky else {}
+        earlier = known.rows(number, definition) if known is not None else None
+        routes[str(number)] = Rows(topology.graph, rows_of(atlas, definition, used), earlier)
     document: dict[str, Any] = {
         "node": node,
         "version": version,
-        "hops": [
-            [end.node, end.address, end.interface, end.mtu] for end in topology.neighbours(node)
-        ],
+        "hops": hops,
         "protocols": {str(number): _told(d) for number, d in sorted(protocols.items())},
         "routes": routes,
     }
-    return ForwardingTable.from_json(document)
+    table = ForwardingTable.from_json(document)
+    table.source = _Source(atlas, hops, dict(protocols), routes)
+    return table
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a table was computed from, kept for the next one. It never leaves the host."""
+
+    atlas: Atlas
+    hops: list[list[Any]]
+    protocols: dict[int, Definition]
+    routes: dict[str, Mapping[str, Row]]
+
+    def of(self, node: int, hops: list[list[Any]]) -> bool:
+        """Whether rows for this node with these links mean the same."""
+        return self.atlas.node == node and self.hops == hops
+
+    def rows(self, number: int, definition: Definition) -> Rows | None:
+        """The rows of a protocol, if it is defined as it was."""
+        found = self.routes.get(str(number))
+        return found if isinstance(found, Rows) and self.protocols[number] == definition else None
 
 
 def _told(definition: Definition) -> dict[str, Any]:

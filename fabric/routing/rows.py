@@ -13,8 +13,8 @@ A row is ``[metric, hops, alternate, paths]``, empty parts at the end left out:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 from fabric.routing.graph import Graph
 from fabric.routing.view import View
@@ -23,20 +23,43 @@ from fabric.wire.packet import MAX_PATH
 Row = list[Any]
 
 
+class Calculation(Protocol):
+    """What a protocol's rows come from. Destinations are given by node index."""
+
+    def goals(self) -> Iterator[int]:
+        """Those that may have a row."""
+
+    def row(self, goal: int) -> Row | None:
+        """The row of one; None: out of reach, or excluded by a constraint."""
+
+    def follow(self, earlier: Any) -> set[int] | None:
+        """Take over what is still true of a calculation of the same kind for the topology before.
+
+        Says whose rows may be other ones now; None: anybody's.
+        """
+
+
 class Rows(Mapping[str, Row]):
     """Destination (as JSON has it: text) → row."""
 
     def __init__(
         self,
         graph: Graph,
-        goals: Callable[[], Iterable[int]],
-        compute: Callable[[int], Row | None],
+        calculation: Calculation,
+        earlier: Rows | None = None,
     ) -> None:
-        """``goals``: node indices that may have a row; ``compute``: the row of one."""
+        """``earlier``: rows of the topology before; those that stay are not computed again."""
         self._graph = graph
-        self._goals = goals
-        self._compute = compute
+        self._calculation = calculation
         self._found: dict[str, Row | None] = {}
+        if earlier is not None:
+            self._keep(earlier)
+
+    def _keep(self, earlier: Rows) -> None:
+        moved = self._calculation.follow(earlier._calculation)
+        if moved is not None and earlier._graph.ids == self._graph.ids:
+            gone = {self._graph.keys[at] for at in moved}
+            self._found = {k: row for k, row in earlier._found.items() if k not in gone}
 
     def __getitem__(self, key: str) -> Row:
         found: Row | None = self.get(key)
@@ -50,13 +73,16 @@ class Rows(Mapping[str, Row]):
             found = self._found[key]
         else:
             at = self._graph.index.get(int(key), -1)
-            found = self._found[key] = self._compute(at) if at >= 0 else None
+            found = self._found[key] = self._calculation.row(at) if at >= 0 else None
         return default if found is None else found
 
     def __iter__(self) -> Iterator[str]:
-        for goal in self._goals():
-            key = str(self._graph.ids[goal])
-            if self.get(key) is not None:
+        found, keys, row_of = self._found, self._graph.keys, self._calculation.row
+        for goal in self._calculation.goals():
+            key = keys[goal]
+            if key not in found:
+                found[key] = row_of(goal)
+            if found[key] is not None:
                 yield key
 
     def __len__(self) -> int:

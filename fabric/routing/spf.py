@@ -83,7 +83,7 @@ def widest_paths(
         if -negated < width[node]:
             continue
         for far, bandwidth in arcs[node]:
-            least = min(-negated, bandwidth)
+            least = bandwidth if bandwidth < -negated else -negated
             if least > width[far]:
                 width[far] = least
                 push(heap, (-least, far))

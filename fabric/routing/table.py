@@ -47,7 +47,9 @@ class Path(Fact):
 class ForwardingTable:
     """Immutable; a changed topology makes a new one with another version."""
 
-    __slots__ = ("_document", "_found", "_hops", "_protocols", "_routes", "node", "version")
+    __slots__ = (
+        *("_document", "_found", "_hops", "_protocols", "_routes", "node", "source", "version"),
+    )
 
     def __init__(
         self, node: int, version: int, entries: dict[tuple[int, int], tuple[NextHop, ...]]
@@ -80,6 +82,8 @@ class ForwardingTable:
         self._protocols: dict[str, dict[str, Any]] = document.get("protocols", {})
         self._routes: Mapping[str, Mapping[str, list[Any]]] = document["routes"]
         self._found: dict[tuple[int, int], tuple[NextHop, ...]] = {}
+        self.source: object = None
+        """What routing.protocols computed it from; nothing in a table that came as JSON."""
 
     def to_json(self, destinations: Iterable[int] | None = None) -> dict[str, Any]:
         """Plain data: all rows, or those of some destinations. Callers must not change it."""

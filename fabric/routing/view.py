@@ -1,84 +1,31 @@
 """A topology as one protocol sees it from one node: which links count, and for how much.
 
-Owns: link weights, constraints, and the searches a node's rows need, each done once.
-May import: routing.{definitions,graph,spf,topology}, wire (limits). Stays on the host.
+Owns: View: the searches a node's rows need, each done once, and done again after a change only
+where something changed. May import: routing.{constraints,graph,incremental,spf,topology}. Stays on
+the host.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
-from fabric.routing.definitions import Definition
+from fabric.routing.constraints import COST_BITS, WEIGHTS, bandwidth_of
 from fabric.routing.graph import FAR, Arc, Tree
-from fabric.routing.spf import UNLIMITED, First, shortest_paths
-from fabric.routing.topology import Link, Node, Topology
-
-COST_BITS = 48
-"""Low bits of a combined weight, which hold the cost as tie-break: 2^24 hops of MAX_COST."""
-LOSS_UNITS = 10**9
-"""Integer steps per unit of -ln(1 - loss). Sums of floats depend on their order, and hosts that sum
-the same path in opposite directions must agree on what is equal."""
-REFERENCE_BPS = 10**12
-"""Bit/s that count 1 with metric ``bandwidth`` (RFC 9843: the reference bandwidth)."""
+from fabric.routing.incremental import changes, updated
+from fabric.routing.spf import First, shortest_paths
+from fabric.routing.topology import Topology
 
 
-def bandwidth_of(link: Link) -> int:
-    """Bits per second for comparison: no limit counts as UNLIMITED."""
-    return link.bandwidth_bps or UNLIMITED
+class Search(NamedTuple):
+    """Which search a tree comes from."""
 
-
-def loss_weight(link: Link) -> int:
-    """-ln(1 - loss): adding these multiplies the probabilities of getting through."""
-    return round(-math.log1p(-link.loss) * LOSS_UNITS) if link.loss else 0
-
-
-_WEIGHTS: dict[str, Callable[[Link], int]] = {
-    "cost": lambda link: link.cost,
-    # Sums of the first part, then of costs, in one integer: the cost breaks ties.
-    "latency": lambda link: (link.latency_us << COST_BITS) + link.cost,
-    "loss": lambda link: (loss_weight(link) << COST_BITS) + link.cost,
-    "hops": lambda link: (1 << COST_BITS) + link.cost,
-    "bandwidth": lambda link: (
-        (max(1, REFERENCE_BPS // bandwidth_of(link)) << COST_BITS) + link.cost
-    ),
-}
-
-
-def link_exclusion(definition: Definition, link: Link) -> str:
-    """The constraint that keeps a link out, in words; empty when none does.
-
-    The order is that of RFC 9350 section 13, with RFC 9843's limits behind.
-    """
-    d, has = definition, set(link.affinities)
-    if shut := has & set(d.exclude_any):
-        return f"exclude_any: the link has affinity {', '.join(sorted(shut))}"
-    if d.include_any and not has & set(d.include_any):
-        return f"include_any: the link has none of {', '.join(d.include_any)}"
-    if lacking := set(d.include_all) - has:
-        return f"include_all: the link lacks {', '.join(sorted(lacking))}"
-    for name, broken, unit, actual, limit in (
-        ("minimum_bandwidth", bandwidth_of(link) < d.minimum_bandwidth_bps, " bit/s",
-         link.bandwidth_bps, d.minimum_bandwidth_bps),
-        ("maximum_latency", 0 < d.maximum_latency_us < link.latency_us, " µs",
-         link.latency_us, d.maximum_latency_us),
-        ("maximum_loss", 0 < d.maximum_loss < link.loss, "", link.loss, d.maximum_loss),
-    ):  # fmt: skip
-        if broken:
-            return f"{name}: {limit:g}{unit}, the link has {actual:g}{unit}"
-    return ""
-
-
-def node_exclusion(definition: Definition, node: Node) -> str:
-    """The constraint that keeps a host from carrying for others; empty when none does."""
-    if node.id in definition.exclude_hosts:
-        return "exclude_hosts: names this host"
-    if shut := set(node.tags) & set(definition.exclude_tags):
-        return f"exclude_tags: the host has tag {', '.join(sorted(shut))}"
-    if node.region and node.region in definition.exclude_regions:
-        return f"exclude_regions: the host is in {node.region}"
-    return ""
+    root: int
+    banned: int = -1
+    """A node that must not be touched."""
+    cut: frozenset[int] = frozenset()
+    """Positions of the view's root's links that must not be used."""
 
 
 class View:
@@ -100,17 +47,21 @@ class View:
         self.metric = metric
         self.shut = shut
         self.idle = idle
-        self.weights = [_WEIGHTS[metric](link) for link in topology.links]
-        weights = self.weights
-        self.arcs: list[list[Arc]] = [
+        weigh = WEIGHTS[metric]
+        self.weights = weights = [weigh(link) for link in topology.links]
+        self.around: list[list[Arc]] = [
             [(far, weights[number]) for far, number in each if number not in shut]
             for each in self.graph.ends
         ]
-        self._idle_arcs = {at: self.arcs[at] for at in idle}
-        for at in idle:
-            self.arcs[at] = []
-        self._trees: dict[int, Tree] = {}
-        self._without: dict[int | frozenset[int], Tree] = {}
+        """Every node's links that count."""
+        self.arcs = [[] if at in idle else arcs for at, arcs in enumerate(self.around)]
+        """The same, as far as others may use them."""
+        self._trees: dict[Search, Tree] = {}
+        self.gone: set[tuple[int, int]] = set()
+        """(from, to) of arcs that the view before had, or had with another weight."""
+        self.token = object()
+        self._follows: object = None
+        self._moved: set[int] = set()
 
     def meaning(self, weight: int) -> int:
         """A sum of weights in the metric's own unit."""
@@ -125,39 +76,78 @@ class View:
             if number not in self.shut
         ]
 
-    def first_of(self, root: int) -> list[First]:
-        """The links of any node that count, for a search from there; positions are all 0."""
-        arcs = self._idle_arcs.get(root)
-        return [(far, w, 0) for far, w in (self.arcs[root] if arcs is None else arcs)]
-
     @cached_property
     def tree(self) -> Tree:
         """Best paths from the root."""
-        return shortest_paths(self.arcs, self.root, self.first)
+        return self._find(Search(self.root))
 
     def tree_of(self, root: int) -> Tree:
         """Best paths from another node (its first hops mean nothing)."""
-        found = self._trees.get(root)
-        if found is None:
-            found = self._trees[root] = shortest_paths(self.arcs, root, self.first_of(root))
-        return found
+        return self._find(Search(root))
+
+    def tree_apart(self, root: int) -> Tree:
+        """Best paths from another node that avoid the view's root."""
+        return self._find(Search(root, self.root))
 
     def without_node(self, node: int) -> Tree:
         """Best paths from the root when ``node`` is gone."""
-        found = self._without.get(node)
-        if found is None:
-            found = shortest_paths(self.arcs, self.root, self.first, node)
-            self._without[node] = found
-        return found
+        return self._find(Search(self.root, node))
 
     def without_links(self, positions: Collection[int]) -> Tree:
         """Best paths from the root when these of its links are gone."""
-        key = frozenset(positions)
-        found = self._without.get(key)
+        return self._find(Search(self.root, cut=frozenset(positions)))
+
+    def _find(self, search: Search) -> Tree:
+        found = self._trees.get(search)
         if found is None:
-            left = [each for each in self.first if each[2] not in key]
-            found = self._without[key] = shortest_paths(self.arcs, self.root, left)
+            first = self.first_of(search.root, search.cut)
+            found = shortest_paths(self.arcs, search.root, first, search.banned)
+            self._trees[search] = found
         return found
+
+    def first_of(self, root: int, cut: Collection[int] = ()) -> list[First]:
+        """The links of any node that count, for a search from there; positions are those of the
+        view's root, and all 0 elsewhere."""
+        if root == self.root:
+            return [each for each in self.first if each[2] not in cut]
+        return [(far, w, 0) for far, w in self.around[root]]
+
+    def moved_since(self, earlier: View) -> set[int] | None:
+        """Nodes whose best paths, in any search, are other ones than in an earlier view; None:
+        nearly all, or it is not the view this one followed."""
+        return self._moved if self._follows is earlier.token else None
+
+    def same_as(self, earlier: View) -> bool:
+        """Whether the same links count for the same."""
+        return (
+            self.graph.ids == earlier.graph.ids
+            and self.first == earlier.first
+            and self.around == earlier.around
+            and self.idle == earlier.idle
+        )
+
+    def follow(self, earlier: View) -> None:
+        """Take over the searches of an earlier view of the same node and metric, brought up to
+        date."""
+        same = earlier.graph.ids == self.graph.ids and earlier.idle == self.idle
+        if not same or self.first != earlier.first:
+            return
+        changed = changes(earlier.arcs, self.arcs, self.around, self.idle)
+        self.gone = {(here, there) for here, there, _ in changed.gone}
+        moved: set[int] = set()
+        for search, tree in earlier._trees.items():
+            first = self.first_of(search.root, search.cut)
+            if first != earlier.first_of(search.root, search.cut):
+                return
+            update = updated(tree, changed, search.root, first, search.banned)
+            if update is None:
+                self._trees.clear()
+                return
+            self._trees[search], touched = update
+            moved |= touched
+        near = {self.root, *(far for far, _, _ in self.first)}
+        if not moved & near:
+            self._follows, self._moved = earlier.token, moved
 
     @cached_property
     def best(self) -> dict[tuple[int, int], tuple[int, int]]:
@@ -190,34 +180,3 @@ class View:
             if bandwidth_of(link) < bandwidth_bps
         }
         return View(self.topology, self.root, self.metric, self.shut | narrow, self.idle)
-
-
-class Atlas:
-    """The views of one node, shared by protocols that see the same."""
-
-    def __init__(self, topology: Topology, node: int) -> None:
-        """Raises NameUnknown when the topology lacks the node."""
-        self.topology = topology
-        self.node = topology.node(node).id
-        self._views: dict[tuple[object, ...], View] = {}
-
-    def view(self, definition: Definition, metric: str = "") -> View:
-        """The view for ``definition``, by its own metric or by another one."""
-        topology = self.topology
-        metric = metric or definition.metric
-        shut = frozenset(
-            number
-            for number, link in enumerate(topology.links if definition.chooses_links else ())
-            if link_exclusion(definition, link)
-        )
-        idle = frozenset(
-            topology.graph.index[node.id]
-            for node in (topology.nodes if definition.chooses_nodes else ())
-            if node_exclusion(definition, node)
-        )
-        key = (metric, shut, idle)
-        found = self._views.get(key)
-        if found is None:
-            root = topology.graph.index[self.node]
-            found = self._views[key] = View(topology, root, metric, shut, idle)
-        return found

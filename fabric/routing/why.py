@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fabric.routing.atlas import Atlas
 from fabric.routing.bounds import Bounds, best_within, path_amounts
+from fabric.routing.constraints import bandwidth_of, link_exclusion, node_exclusion
 from fabric.routing.definitions import METRICS, Definition
 from fabric.routing.disjoint import without_common_host
 from fabric.routing.graph import FAR
@@ -18,7 +20,7 @@ from fabric.routing.protocols import compute_table
 from fabric.routing.spf import UNLIMITED
 from fabric.routing.table import ForwardingTable, Path
 from fabric.routing.topology import Neighbour, Topology
-from fabric.routing.view import Atlas, View, bandwidth_of, link_exclusion, node_exclusion
+from fabric.routing.view import View
 from fabric.routing.widest import WidestRows
 from fabric.wire.packet import MAX_PATH
 

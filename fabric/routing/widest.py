@@ -21,9 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
+from fabric.routing.constraints import bandwidth_of
 from fabric.routing.rows import Positions, Row, explicit, row
 from fabric.routing.spf import UNLIMITED, First, widest_paths
-from fabric.routing.view import View, bandwidth_of
+from fabric.routing.view import View
 
 
 class WidestRows:
@@ -40,7 +41,7 @@ class WidestRows:
             [(far, bandwidth[number]) for far, number in each if number not in view.shut]
             for each in view.graph.ends
         ]
-        self._idle_arcs = {at: self._arcs[at] for at in view.idle}
+        self._around = list(self._arcs)
         for at in view.idle:
             self._arcs[at] = []
         ends = view.graph.ends[view.root]
@@ -53,6 +54,33 @@ class WidestRows:
         for at, width in enumerate(self._reach):
             if width and at != self.view.root:
                 yield at
+
+    def follow(self, earlier: WidestRows) -> set[int] | None:
+        """See Calculation. What a row says depends on largest bottlenecks, from here, from the
+        neighbours and after failures, and on best paths among links that wide."""
+        if self.view.moved_since(earlier.view) is None or self._first != earlier._first:
+            return None
+        if self._around == earlier._around and self.view.same_as(earlier.view):
+            self._levels, self._widths = earlier._levels, earlier._widths
+            self._repairs = earlier._repairs
+            return set()
+        moved = {at for at, width in enumerate(self._reach) if width != earlier._reach[at]}
+        for node, widths in earlier._widths.items():
+            now = self._widths_of(node)
+            moved |= {at for at, width in enumerate(widths) if width != now[at]}
+        for (banned, *left), widths in earlier._repairs.items():
+            now = self._after(banned, [each for each in self._first if each[2] in left])
+            moved |= {at for at, width in enumerate(widths) if width != now[at]}
+        for width, level in earlier._levels.items():
+            following = self._level(width)
+            following.follow(level)
+            others = following.moved_since(level)
+            if others is None:
+                return None
+            moved |= others
+        # Alternates compare with distances to the neighbours and to the root.
+        near = {self.view.root, *(far for far, _, _ in self._first)}
+        return None if moved & near else moved
 
     @cached_property
     def _reach(self) -> list[int]:
@@ -85,8 +113,7 @@ class WidestRows:
     def _widths_of(self, node: int) -> list[int]:
         found = self._widths.get(node)
         if found is None:
-            arcs = self._idle_arcs.get(node, self._arcs[node])
-            first = [(far, bandwidth, 0) for far, bandwidth in arcs]
+            first = [(far, bandwidth, 0) for far, bandwidth in self._around[node]]
             found = self._widths[node] = widest_paths(self._arcs, node, first)
         return found
 

@@ -135,6 +135,7 @@ def planar_topology(count: int, edges: int, seed: int) -> Topology:
         if edge not in chosen and edge[::-1] not in chosen and rng.random() < 0.35:
             chosen.add(edge)
     found = attributed(count, [(a + 1, b + 1) for a, b in sorted(chosen)], rng, varied=False)
+    found = replace(found, nodes=tuple(replace(node, tags=()) for node in found.nodes))
     lengths = [math.dist(points[link.a - 1], points[link.b - 1]) for link in found.links]
     return found.changed(
         {

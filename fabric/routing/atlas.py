@@ -1,0 +1,53 @@
+"""The views of one node, and those of the topology before.
+
+Owns: Atlas. May import: routing.{constraints,definitions,topology,view}. Stays on the host.
+"""
+
+from __future__ import annotations
+
+from fabric.routing.constraints import link_exclusion, node_exclusion
+from fabric.routing.definitions import Definition
+from fabric.routing.topology import Topology
+from fabric.routing.view import View
+
+
+class Atlas:
+    """The views of one node, shared by protocols that see the same."""
+
+    def __init__(self, topology: Topology, node: int, earlier: Atlas | None = None) -> None:
+        """``earlier``: of the same node, whose searches are worth bringing up to date.
+
+        Raises NameUnknown when the topology lacks the node.
+        """
+        self.topology = topology
+        self.node = topology.node(node).id
+        self._views: dict[tuple[object, ...], View] = {}
+        self._by_words: dict[tuple[object, ...], View] = {}
+        """By what definitions say, which stays when link numbers change."""
+        self._earlier = {} if earlier is None else earlier._by_words
+
+    def view(self, definition: Definition, metric: str = "") -> View:
+        """The view for ``definition``, by its own metric or by another one."""
+        topology = self.topology
+        metric = metric or definition.metric
+        shut = frozenset(
+            number
+            for number, link in enumerate(topology.links if definition.chooses_links else ())
+            if link_exclusion(definition, link)
+        )
+        idle = frozenset(
+            topology.graph.index[node.id]
+            for node in (topology.nodes if definition.chooses_nodes else ())
+            if node_exclusion(definition, node)
+        )
+        key = (metric, shut, idle)
+        found = self._views.get(key)
+        if found is None:
+            root = topology.graph.index[self.node]
+            found = self._views[key] = View(topology, root, metric, shut, idle)
+            words = (metric, *definition.constraints)
+            self._by_words[words] = found
+            earlier = self._earlier.pop(words, None)
+            if earlier is not None:
+                found.follow(earlier)
+        return found

@@ -1,0 +1,195 @@
+"""Best paths after a few links changed, found where they changed.
+
+Owns: Change and the update of a tree. May import: routing.{graph,spf}. Stays on the host.
+
+A link somewhere in a large network is on the best paths to a few nodes only. Their part of the tree
+is taken out and searched again from its rim (Ramalingam and Reps, "An incremental algorithm for a
+generalization of the shortest-path problem", J. Algorithms 21, 1996). The result is the tree that a
+search from scratch would find, to the last tie.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fabric.routing.graph import FAR, Arc, Tree
+from fabric.routing.spf import First
+
+WORTH_IT = 8
+"""An update of more than one node in so many costs more than a search from scratch: it looks at
+every arc four times."""
+
+Change = tuple[int, int, int]
+"""(from node, to node, weight) of an arc that came or went."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is different between two sets of arcs, and both of them."""
+
+    before: Sequence[Sequence[Arc]]
+    after: Sequence[Sequence[Arc]]
+    around: Sequence[Sequence[Arc]]
+    """All links of a node that count, also of those that carry nothing for others."""
+    idle: frozenset[int]
+    gone: tuple[Change, ...]
+    come: tuple[Change, ...]
+
+
+def changes(
+    before: Sequence[Sequence[Arc]],
+    after: Sequence[Sequence[Arc]],
+    around: Sequence[Sequence[Arc]],
+    idle: frozenset[int],
+) -> Changes:
+    """The difference. Both must have the same nodes, and the same ``idle`` ones."""
+    gone: list[Change] = []
+    come: list[Change] = []
+    for node, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old != new:
+            gone += [(node, far, weight) for far, weight in old if (far, weight) not in new]
+            come += [(node, far, weight) for far, weight in new if (far, weight) not in old]
+            # Parallel links of one weight: one of two is no set difference.
+            if len(set(old)) < len(old) or len(set(new)) < len(new):
+                gone += [(node, *arc) for arc in old]
+                come += [(node, *arc) for arc in new]
+    return Changes(before, after, around, idle, tuple(gone), tuple(come))
+
+
+def updated(
+    old: Tree, changed: Changes, root: int, first: Sequence[First], banned: int = -1
+) -> tuple[Tree, set[int]] | None:
+    """The tree after the changes, and the nodes whose paths are other ones now; None when a search
+    from scratch is cheaper.
+
+    ``first``: the root's links, the same as before. The old tree itself when nothing matters to it.
+    """
+    most = len(old.distance) // WORTH_IT + WORTH_IT
+    stale = _stale(old, changed, (root, banned), most)
+    if not stale:
+        return old, set()
+    if len(stale) > most:
+        return None
+    direct: dict[int, list[tuple[int, int]]] = {}
+    for far, weight, position in first:
+        direct.setdefault(far, []).append((weight, 1 << position))
+    search = _Search(old, changed, root, direct, banned)
+    touched = search.distances(stale)
+    return search.hops(touched)
+
+
+def _stale(old: Tree, changed: Changes, fixed: tuple[int, int], most: int) -> set[int]:
+    """Nodes with a best path over what is gone, or perhaps over what came: all of them, or more
+    than ``most``. ``fixed``: the root, and the node not to be touched."""
+    distance = old.distance
+    root, banned = fixed
+    stale = {
+        there
+        for here, there, weight in changed.gone
+        if distance[here] + weight == distance[there] and here != root
+    } | {
+        there
+        for here, there, weight in changed.come
+        if distance[here] + weight <= distance[there] and here not in (root, banned)
+    }
+    stale -= {root, banned}
+    pending = list(stale)
+    for here in pending:
+        if len(stale) > most:
+            break
+        reached = distance[here]
+        if reached < FAR:
+            for there, weight in changed.before[here]:
+                if reached + weight == distance[there] and there not in stale:
+                    stale.add(there)
+                    pending.append(there)
+    return stale
+
+
+class _Search:
+    """The part of a tree that is searched again."""
+
+    def __init__(
+        self,
+        old: Tree,
+        changed: Changes,
+        root: int,
+        direct: dict[int, list[tuple[int, int]]],
+        banned: int,
+    ) -> None:
+        self._distance, self._hops = list(old.distance), list(old.hops)
+        self._parent = list(old.parent)
+        self._changed = changed
+        self._root = root
+        self._direct = direct
+        self._banned = banned
+
+    def _into(self, node: int) -> list[tuple[int, int]]:
+        """(node before, weight) of the arcs that end in a node, but for the root's."""
+        shut = self._changed.idle
+        return [
+            (near, weight)
+            for near, weight in self._changed.around[node]
+            if near not in shut and near not in (self._root, self._banned)
+        ]
+
+    def distances(self, stale: set[int]) -> set[int]:
+        """Search from the rim inwards, and outwards where that is nearer than before; says whose
+        distance or equal paths may have changed."""
+        distance, arcs = self._distance, self._changed.after
+        for node in stale:
+            distance[node] = FAR
+        if self._banned >= 0:
+            distance[self._banned] = -1
+        heap: list[Arc] = []
+        for node in stale:
+            ways = [distance[near] + weight for near, weight in self._into(node)]
+            ways += [weight for weight, _ in self._direct.get(node, ())]
+            least = min(ways, default=FAR)
+            if least < FAR:
+                distance[node] = least
+                heapq.heappush(heap, (least, node))
+        touched = set(stale)
+        while heap:
+            reached, node = heapq.heappop(heap)
+            if reached > distance[node]:
+                continue
+            for there, weight in arcs[node]:
+                total = reached + weight
+                if total < distance[there]:
+                    distance[there] = total
+                    touched.add(there)
+                    heapq.heappush(heap, (total, there))
+                elif total == distance[there]:
+                    touched.add(there)
+        if self._banned >= 0:
+            distance[self._banned] = FAR
+        touched.discard(self._root)
+        return touched
+
+    def hops(self, touched: set[int]) -> tuple[Tree, set[int]]:
+        """First hops and parents of what was touched, and of all that hangs on it."""
+        distance, hops, parent = self._distance, self._hops, self._parent
+        heap = []
+        for node in touched:
+            hops[node], parent[node] = 0, -1
+            if distance[node] < FAR:
+                heap.append((distance[node], node))
+        heapq.heapify(heap)
+        while heap:
+            reached, node = heapq.heappop(heap)
+            ways = [near for near, weight in self._into(node) if distance[near] + weight == reached]
+            bits = [bit for weight, bit in self._direct.get(node, ()) if weight == reached]
+            parent[node] = min([*ways, self._root] if bits else ways)
+            hops[node] = 0
+            for near in ways:
+                hops[node] |= hops[near]
+            for bit in bits:
+                hops[node] |= bit
+            for there, weight in self._changed.after[node]:
+                if reached + weight == distance[there] and there not in touched:
+                    touched.add(there)
+                    heapq.heappush(heap, (distance[there], there))
+        return Tree(distance, hops, parent), touched
