@@ -30,7 +30,8 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/mypy
 	$(PYTHON) -m pytest -q tests/unit tests/sim -m "not root and not vm and not exhaustive"
 
-bench: setup-test ## forwarding through real guests beside its references; some fifteen minutes
+bench: setup-test ## tables, and forwarding through real guests, beside references; some fifteen minutes
+	$(PYTHON) -m tests.bench.tables
 	.venv/bin/fabric bench forward --profile
 
 clean: ## remove what was built in this directory (not the image, not the packages)

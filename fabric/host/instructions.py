@@ -19,14 +19,10 @@ from fabric.wire.packet import (
     PAYLOAD_ANNOUNCE,
     PAYLOAD_IPV4,
     PAYLOAD_IPV6,
+    SEQUENCES_PER_MS,
     Header,
     Packet,
 )
-
-SEQUENCES_PER_MS = 1 << 13
-"""Sequence numbers a guest has for each millisecond of its life: eight million packets a second, a
-hundred times what an agent sends. The numbers stay below 2^53 until 2058, so that programs that
-read JSON numbers as floating point (jq) keep them exact."""
 
 SEQUENCE_EPOCH_US = 1_704_067_200_000_000
 """2024-01-01, Unix µs."""

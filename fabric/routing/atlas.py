@@ -26,6 +26,10 @@ class Atlas:
         """By what definitions say, which stays when link numbers change."""
         self._earlier = {} if earlier is None else earlier._by_words
 
+    def forget(self) -> None:
+        """Let go of the topology before: every view has what it wants of it."""
+        self._earlier = {}
+
     def view(self, definition: Definition, metric: str = "") -> View:
         """The view for ``definition``, by its own metric or by another one."""
         topology = self.topology
@@ -44,10 +48,8 @@ class Atlas:
         found = self._views.get(key)
         if found is None:
             root = topology.graph.index[self.node]
-            found = self._views[key] = View(topology, root, metric, shut, idle)
             words = (metric, *definition.constraints)
-            self._by_words[words] = found
-            earlier = self._earlier.pop(words, None)
-            if earlier is not None:
-                found.follow(earlier)
+            earlier = self._earlier.get(words)
+            found = View(topology, root, metric, shut, idle, earlier)
+            self._views[key] = self._by_words[words] = found
         return found

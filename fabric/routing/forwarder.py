@@ -103,10 +103,8 @@ class Forwarder:
             self._ways.install(table, self._down)
 
     def neighbour_down(self, which: str | int) -> None:
-        """Send nothing more to a neighbour, given by the address of one link or by its node id.
-
-        Connections that went there take the table's alternates at once, without a new table.
-        """
+        """Send nothing more to a neighbour, given by the address of one link or by its node id: the
+        table's alternates are taken at once, without a new table."""
         self._avoid(self._down | self._addresses(which))
 
     def neighbour_up(self, which: str | int) -> None:

@@ -11,8 +11,9 @@ search from scratch would find, to the last tie.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fabric.routing.graph import FAR, Arc, Tree
 from fabric.routing.spf import First
@@ -38,16 +39,21 @@ class Changes:
     come: tuple[Change, ...]
 
 
-def changes(
-    before: Sequence[Sequence[Arc]],
-    after: Sequence[Sequence[Arc]],
-    around: Sequence[Sequence[Arc]],
-    idle: frozenset[int],
-) -> Changes:
-    """The difference. Both must have the same nodes, and the same ``idle`` ones."""
+class Arcs(Protocol):
+    """What a view has: see there."""
+
+    arcs: list[list[Arc]]
+    around: list[list[Arc]]
+    idle: frozenset[int]
+
+
+def changes(before: Sequence[Sequence[Arc]], view: Arcs, touched: Iterable[int]) -> Changes:
+    """The difference between arcs and those of a view with the same nodes and the same idle ones.
+    ``touched``: nodes whose arcs may differ."""
     gone: list[Change] = []
     come: list[Change] = []
-    for node, (old, new) in enumerate(zip(before, after, strict=True)):
+    for node in touched:
+        old, new = before[node], view.arcs[node]
         if old != new:
             gone += [(node, far, weight) for far, weight in old if (far, weight) not in new]
             come += [(node, far, weight) for far, weight in new if (far, weight) not in old]
@@ -55,7 +61,7 @@ def changes(
             if len(set(old)) < len(old) or len(set(new)) < len(new):
                 gone += [(node, *arc) for arc in old]
                 come += [(node, *arc) for arc in new]
-    return Changes(before, after, around, idle, tuple(gone), tuple(come))
+    return Changes(before, view.arcs, view.around, view.idle, tuple(gone), tuple(come))
 
 
 def updated(

@@ -39,7 +39,8 @@ class PathRows:
 
     def _row(self, path: Sequence[int], alternate: list[int]) -> Row:
         view, ids = self.view, self.view.graph.ids
-        metric = view.meaning(view.path_weight(path))
+        best = path is view.tree.path(path[-1])  # then its weight is known
+        metric = view.meaning(view.tree.distance[path[-1]] if best else view.path_weight(path))
         nodes = [ids[at] for at in path]
         return row(metric, [view.position_to(path[0])], alternate, [[metric, *nodes]])
 

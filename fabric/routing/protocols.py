@@ -89,6 +89,7 @@ def compute_table(
         "protocols": {str(number): _told(d) for number, d in sorted(protocols.items())},
         "routes": routes,
     }
+    atlas.forget()
     table = ForwardingTable.from_json(document)
     table.source = _Source(atlas, hops, dict(protocols), routes)
     return table

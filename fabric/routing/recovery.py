@@ -1,12 +1,14 @@
 """What an egress does about packets that came over several paths: eliminate, put in order.
 
-Owns: Seen (sequence recovery in the manner of IEEE 802.1CB) and Order. May import: nothing. Pure:
-times are passed in; travels into guests.
+Owns: Seen (sequence recovery in the manner of IEEE 802.1CB) and Order. May import: fabric.wire.
+Pure: times are passed in; travels into guests.
 """
 
 from __future__ import annotations
 
 from heapq import heappop, heappush
+
+from fabric.wire.packet import SEQUENCES_PER_MS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,11 +61,15 @@ class Order:
     What comes after its turn was given up is passed on at once: late is better than never.
     """
 
-    __slots__ = ("_bytes", "_hold_us", "_next", "_turns", "_waiting", "late", "waited")
+    __slots__ = (
+        *("_bytes", "_hold_us", "_newest_at", "_next", "_turns", "_waiting", "late", "waited"),
+    )
 
     def __init__(self, hold_us: int) -> None:
         self._hold_us = hold_us
         self._next = 1
+        self._newest_at = 0
+        """When the last packet came that was not late, µs."""
         self._waiting: dict[int, tuple[int, bytes]] = {}
         """Sequence → (arrival µs, packet), in order of arrival."""
         self._turns: list[int] = []
@@ -76,12 +82,19 @@ class Order:
 
     def push(self, sequence: int, packet: bytes, now_us: int) -> Iterator[bytes]:
         """Packets whose turn it is now. Exhaust the iterator before the next call."""
+        if sequence - self._next > HELD_PACKETS:
+            # Nobody is that far ahead: this is another sender, or the middle of a flow.
+            yield from self._release(sequence - 1)
+            begun = sequence - (sequence - 1) % SEQUENCES_PER_MS
+            self._next = begun if sequence - begun < HELD_PACKETS else sequence
         if sequence < self._next:
             self.late += 1
-            if self._next - sequence > WINDOW:
-                self._next = sequence + 1  # the sender was replaced and began anew
+            if self._next - sequence > WINDOW and now_us - self._newest_at > RESET_US:
+                self._next = sequence + 1  # the sender was replaced, and its clock set back
             yield packet
-        elif sequence == self._next:
+            return
+        self._newest_at = now_us
+        if sequence == self._next:
             yield packet
             self._next += 1
             yield from self._release(self._next)

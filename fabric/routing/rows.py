@@ -77,16 +77,22 @@ class Rows(Mapping[str, Row]):
         return default if found is None else found
 
     def __iter__(self) -> Iterator[str]:
+        return iter(self.whole())
+
+    def whole(self) -> dict[str, Row]:
+        """All rows."""
         found, keys, row_of = self._found, self._graph.keys, self._calculation.row
+        rows = {}
         for goal in self._calculation.goals():
             key = keys[goal]
             if key not in found:
                 found[key] = row_of(goal)
-            if found[key] is not None:
-                yield key
+            if (row := found[key]) is not None:
+                rows[key] = row
+        return rows
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self.whole())
 
     def known(self) -> dict[str, Row]:
         """What was computed so far."""

@@ -88,10 +88,14 @@ class ForwardingTable:
     def to_json(self, destinations: Iterable[int] | None = None) -> dict[str, Any]:
         """Plain data: all rows, or those of some destinations. Callers must not change it."""
         routes: dict[str, dict[str, list[Any]]] = {}
+        keys = None if destinations is None else [str(each) for each in destinations]
         for protocol, rows in self._routes.items():
-            keys = rows if destinations is None else [str(each) for each in destinations]
-            found = {key: rows.get(key) for key in keys}
-            routes[protocol] = {key: row for key, row in found.items() if row is not None}
+            if keys is None:
+                whole = getattr(rows, "whole", None)  # rows computed on demand have it
+                routes[protocol] = dict(rows) if whole is None else whole()
+            else:
+                found = {key: rows.get(key) for key in keys}
+                routes[protocol] = {key: row for key, row in found.items() if row is not None}
         return {**self._document, "routes": routes}
 
     # -- what the engine asks --------------------------------------------------------------------

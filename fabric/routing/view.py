@@ -38,23 +38,19 @@ class View:
         metric: str,
         shut: frozenset[int] = frozenset(),
         idle: frozenset[int] = frozenset(),
+        earlier: View | None = None,
     ) -> None:
         """``shut``: numbers of links that do not count; ``idle``: nodes that carry nothing for
-        others."""
+        others; ``earlier``: the same view of the topology before, whose searches are taken over."""
         self.topology = topology
         self.graph = topology.graph
         self.root = root
         self.metric = metric
         self.shut = shut
         self.idle = idle
-        weigh = WEIGHTS[metric]
-        self.weights = weights = [weigh(link) for link in topology.links]
-        self.around: list[list[Arc]] = [
-            [(far, weights[number]) for far, number in each if number not in shut]
-            for each in self.graph.ends
-        ]
+        self.around: list[list[Arc]]
         """Every node's links that count."""
-        self.arcs = [[] if at in idle else arcs for at, arcs in enumerate(self.around)]
+        self.arcs: list[list[Arc]]
         """The same, as far as others may use them."""
         self._trees: dict[Search, Tree] = {}
         self.gone: set[tuple[int, int]] = set()
@@ -62,6 +58,26 @@ class View:
         self.token = object()
         self._follows: object = None
         self._moved: set[int] = set()
+        if earlier is not None and earlier.graph.ids == self.graph.ids and earlier.idle == idle:
+            touched = touched_nodes(earlier, self)
+            self.around, self.arcs = list(earlier.around), list(earlier.arcs)
+            for at in touched:
+                self.around[at] = self._links_of(at)
+                self.arcs[at] = [] if at in idle else self.around[at]
+            self._follow(earlier, touched)
+        else:
+            self.around = [self._links_of(at) for at in range(len(self.graph.ids))]
+            self.arcs = [[] if at in idle else arcs for at, arcs in enumerate(self.around)]
+
+    def _links_of(self, at: int) -> list[Arc]:
+        weights, shut = self.weights, self.shut
+        return [(far, weights[number]) for far, number in self.graph.ends[at] if number not in shut]
+
+    @cached_property
+    def weights(self) -> list[int]:
+        """By link number."""
+        weigh = WEIGHTS[self.metric]
+        return [weigh(link) for link in self.topology.links]
 
     def meaning(self, weight: int) -> int:
         """A sum of weights in the metric's own unit."""
@@ -126,13 +142,11 @@ class View:
             and self.idle == earlier.idle
         )
 
-    def follow(self, earlier: View) -> None:
-        """Take over the searches of an earlier view of the same node and metric, brought up to
-        date."""
-        same = earlier.graph.ids == self.graph.ids and earlier.idle == self.idle
-        if not same or self.first != earlier.first:
+    def _follow(self, earlier: View, touched: set[int]) -> None:
+        """Bring the searches of an earlier view up to date."""
+        if self.first != earlier.first:
             return
-        changed = changes(earlier.arcs, self.arcs, self.around, self.idle)
+        changed = changes(earlier.arcs, self, touched)
         self.gone = {(here, there) for here, there, _ in changed.gone}
         moved: set[int] = set()
         for search, tree in earlier._trees.items():
@@ -143,8 +157,8 @@ class View:
             if update is None:
                 self._trees.clear()
                 return
-            self._trees[search], touched = update
-            moved |= touched
+            self._trees[search], others = update
+            moved |= others
         near = {self.root, *(far for far, _, _ in self.first)}
         if not moved & near:
             self._follows, self._moved = earlier.token, moved
@@ -172,11 +186,31 @@ class View:
         """The best of the root's links to a neighbour."""
         return min((w, at) for far, w, at in self.first if far == neighbour and at not in avoid)[1]
 
-    def at_least(self, bandwidth_bps: int) -> View:
+    def at_least(self, bandwidth_bps: int, earlier: View | None = None) -> View:
         """The same with wide enough links only."""
         narrow = {
             number
             for number, link in enumerate(self.topology.links)
             if bandwidth_of(link) < bandwidth_bps
         }
-        return View(self.topology, self.root, self.metric, self.shut | narrow, self.idle)
+        shut = self.shut | narrow
+        return View(self.topology, self.root, self.metric, shut, self.idle, earlier)
+
+
+def touched_nodes(earlier: View, later: View) -> set[int]:
+    """Ends of links that count in one view and not, or not as the same object, in the other."""
+    sides = [
+        {
+            id(link): link
+            for number, link in enumerate(view.topology.links)
+            if number not in view.shut
+        }
+        for view in (earlier, later)
+    ]
+    index = later.graph.index
+    return {
+        index[end]
+        for one, other in (sides, sides[::-1])
+        for key in one.keys() - other.keys()
+        for end in (one[key].a, one[key].b)
+    }

@@ -72,9 +72,8 @@ class WidestRows:
             now = self._after(banned, [each for each in self._first if each[2] in left])
             moved |= {at for at, width in enumerate(widths) if width != now[at]}
         for width, level in earlier._levels.items():
-            following = self._level(width)
-            following.follow(level)
-            others = following.moved_since(level)
+            self._levels[width] = self.view.at_least(width, level)
+            others = self._levels[width].moved_since(level)
             if others is None:
                 return None
             moved |= others

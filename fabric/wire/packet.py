@@ -53,6 +53,11 @@ NODE_SIZE = 4
 MAX_PATH = DEFAULT_HOP_LIMIT
 """Node ids in an explicit path: a longer one could not be walked to its end."""
 
+SEQUENCES_PER_MS = 1 << 13
+"""Sequence numbers a guest has for each millisecond of its life: eight million packets a second, a
+hundred times what an agent sends. A guest begins at 1 + a multiple of it. The numbers stay below
+2^53 until 2058, so that programs that read JSON numbers as floating point (jq) keep them exact."""
+
 FLAG_REPLY = 0x01
 """The packet travels from the egress host back to the ingress host."""
 FLAG_OVERFLOW = 0x02

@@ -106,7 +106,7 @@ def test_a_tree_is_updated_as_if_searched_anew(seed: int) -> None:
             return
     for root in range(len(before.nodes)):
         old, new = View(before, root, "cost"), View(after, root, "cost")
-        changed = changes(old.arcs, new.arcs, new.around, frozenset())
+        changed = changes(old.arcs, new, range(len(before.nodes)))
         for other in range(len(before.nodes)):
             banned = root if rng.random() < 0.5 and other != root else -1
             first = new.first_of(other)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fabric.routing.choice import choose
 from fabric.routing.recovery import HELD_BYTES, HELD_PACKETS, RESET_US, WINDOW, Order, Seen
 from fabric.routing.table import NextHop
+from fabric.wire.packet import SEQUENCES_PER_MS
 
 HOLD = 50_000
 
@@ -95,12 +96,32 @@ def test_memory_is_bounded_whatever_is_missing() -> None:
     assert len(released) == 6
 
 
-def test_a_sender_that_began_anew_is_in_order_again() -> None:
+def test_a_flow_is_in_order_from_its_first_packet_whatever_its_number() -> None:
+    begin = 1 + 10**6 * SEQUENCES_PER_MS
     order = Order(HOLD)
-    pushed(order, 10**9)
-    assert list(order.overdue(HOLD)) == [b"1000000000"]
-    assert pushed(order, 1) == [1]
-    assert pushed(order, 3, 2) == [2, 3]
+    assert pushed(order, begin + 2, begin) == [begin]
+    assert pushed(order, begin + 1) == [begin + 1, begin + 2]
+
+
+def test_the_middle_of_a_flow_waits_for_nobody() -> None:
+    middle = 5000 + 10**6 * SEQUENCES_PER_MS
+    assert pushed(Order(HOLD), middle, middle + 2, middle + 1) == [middle, middle + 1, middle + 2]
+
+
+def test_a_replaced_sender_is_waited_for_by_nobody_and_is_in_order_again() -> None:
+    begin = 1 + 10**6 * SEQUENCES_PER_MS
+    later = begin + 700 * SEQUENCES_PER_MS
+    order = Order(HOLD)
+    assert pushed(order, begin, begin + 2) == [begin]
+    assert pushed(order, later + 1, later) == [begin + 2, later, later + 1]
+    assert pushed(order, begin + 1, later + 2) == [begin + 1, later + 2], "the last of the old one"
+
+
+def test_a_sender_whose_clock_was_set_back_is_in_order_again() -> None:
+    order = Order(HOLD)
+    pushed(order, 1 + 10**6 * SEQUENCES_PER_MS)
+    assert pushed(order, 1, at=RESET_US + 1) == [1]
+    assert pushed(order, 3, 2, at=RESET_US + 2) == [2, 3]
 
 
 def test_packets_may_be_repeated_by_the_network() -> None:

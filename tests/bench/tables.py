@@ -1,0 +1,136 @@
+"""How long tables take: one change in a network of 754 hosts, all tables of one host.
+
+Run as ``python -m tests.bench.tables [CHANGES]``; prints one JSON object: raw series in ms of CPU
+time, their percentiles, and the ratio to networkx on the same graph in the same run. Owns: the
+measurement. May import: fabric.routing, tests.sim, networkx.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import networkx as nx
+
+from fabric.routing.definitions import PROTOCOLS
+from fabric.routing.needs import DISJOINT, DISPERSE
+from fabric.routing.protocols import compute_table
+from fabric.routing.table import ForwardingTable
+from fabric.routing.topology import Topology
+from tests.sim.graphs import topology
+
+KINDS = ("latency", "cost", "down")
+ON_DEMAND = (DISJOINT, DISPERSE)
+"""Protocols whose rows nobody needs but those of connections that use them."""
+REPEATS = 5
+
+
+def changed(graph: Topology, kind: str, at: int) -> Topology:
+    """One link is slower, dearer, or gone."""
+    link = graph.links[at]
+    if kind == "latency":
+        return graph.changed({at: replace(link, latency_us=link.latency_us * 2)})
+    if kind == "cost":
+        return graph.changed({at: replace(link, cost=link.cost * 2)})
+    return graph.without({at})
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """(ms of CPU time, result)."""
+    begin = time.process_time()
+    result = work()
+    return (time.process_time() - begin) * 1e3, result
+
+
+def measure(graph: Topology, node: int, count: int, rng: random.Random) -> dict[str, list[float]]:
+    """Series for one host: what a change costs until the last row of every table is there."""
+    eager = {n: d for n, d in PROTOCOLS.items() if n not in ON_DEMAND}
+    series: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    series["from scratch"] = []
+    for kind in KINDS:
+        for _ in range(count):
+            spent, before = timed(partial(whole, graph, node, eager, None))
+            series["from scratch"].append(spent)
+            after = changed(graph, kind, rng.randrange(len(graph.links)))
+            spent, _ = timed(partial(whole, after, node, eager, before))
+            series[kind].append(spent)
+    pair = {DISJOINT: PROTOCOLS[DISJOINT]}
+    series["disjoint, all rows"] = [
+        timed(partial(whole, graph, node, pair, None))[0] for _ in range(REPEATS)
+    ]
+    table = compute_table(graph, node, 0, {DISPERSE: PROTOCOLS[DISPERSE]})
+    goals = rng.sample([n.id for n in graph.nodes if n.id != node], min(20, len(graph.nodes) - 1))
+    series["disperse, one row"] = [
+        timed(partial(table.lookup, goal, DISPERSE))[0] for goal in goals
+    ]
+    return series
+
+
+def whole(
+    graph: Topology, node: int, protocols: Any, previous: ForwardingTable | None
+) -> ForwardingTable:
+    """A table with all its rows."""
+    table = compute_table(graph, node, 1, protocols, previous)
+    table.to_json()
+    return table
+
+
+def reference(graph: Topology, node: int) -> list[float]:
+    """networkx: distances and paths from one node, by one metric."""
+    twin = nx.Graph()
+    twin.add_weighted_edges_from((link.a, link.b, link.cost) for link in graph.links)
+    return [timed(partial(nx.single_source_dijkstra, twin, node))[0] for _ in range(REPEATS)]
+
+
+def percentiles(series: list[float]) -> dict[str, float]:
+    """p50, p90 and the largest."""
+    ordered = sorted(series)
+    picked = {"p50": 0.5, "p90": 0.9, "max": 1.0}
+    last = len(ordered) - 1
+    return {name: round(ordered[round(part * last)], 2) for name, part in picked.items()}
+
+
+def run(name: str, count: int) -> dict[str, Any]:
+    """The whole measurement: a host with many links, and two usual ones."""
+    graph, rng = topology(name), random.Random(1)
+    degree = Counter(end for link in graph.links for end in (link.a, link.b))
+    hosts = [max(degree, key=lambda node: degree[node]), *rng.sample(sorted(degree), 2)]
+    gc.collect()
+    gc.freeze()  # what was there before is not this measurement's to look through
+    found = []
+    for node in hosts:
+        series = measure(graph, node, count, rng)
+        twin = reference(graph, node)
+        usual = [spent for kind in KINDS for spent in series[kind]]
+        found.append(
+            {
+                "node": node,
+                "links": degree[node],
+                "percentiles": {what: percentiles(each) for what, each in series.items()},
+                "networkx_one_search_ms": percentiles(twin),
+                "ratio": round(percentiles(usual)["p50"] / percentiles(twin)["p50"], 2),
+                "series": {**series, "networkx": twin},
+            }
+        )
+    return {
+        "graph": name,
+        "nodes": len(graph.nodes),
+        "links": len(graph.links),
+        "protocols": [d.name for n, d in PROTOCOLS.items() if n not in ON_DEMAND],
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "hosts": found,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run("planar", int(sys.argv[1]) if len(sys.argv) > 1 else 15), indent=1))
