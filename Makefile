@@ -28,9 +28,11 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest -q tests/unit tests/sim -m "not root and not vm and not exhaustive"
+	$(PYTHON) -m pytest -q tests/unit tests/sim tests/bench -m "not root and not vm and not exhaustive"
 
-bench: setup-test ## forwarding through real guests beside its references; some fifteen minutes
+bench: setup-test ## spawning, memory, forwarding on real guests beside references; an hour or more
+	.venv/bin/fabric bench spawn
+	.venv/bin/fabric bench memory
 	.venv/bin/fabric bench forward --profile
 
 clean: ## remove what was built in this directory (not the image, not the packages)

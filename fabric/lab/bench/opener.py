@@ -17,20 +17,17 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 CONNECT_TIMEOUT = 180.0
 """Seconds until connections of a burst stand: cold guests of several hosts boot all at once."""
-RATE_TIMEOUT = 30.0
-"""Seconds one connection of a steady rate may take before it counts as failed."""
 REQUEST = b"?"
 BACKLOG = 1024
 _RESET_AT_CLOSE = struct.pack("=ii", 1, 0)  # struct linger: no FIN, nothing comes later
 
 
 class Opener:
-    """Commands: ``udp``, ``tcp``, ``close`` and ``rate``; see the methods."""
+    """Commands: ``udp``, ``tcp`` and ``close``; see the methods."""
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
@@ -82,22 +79,6 @@ class Opener:
         closed, self._sockets = len(self._sockets), []
         return {"closed": closed}
 
-    def rate(self, command: dict[str, Any]) -> dict[str, Any]:
-        """For ``seconds``, ``concurrency`` times side by side: connect to ``target``, ask, wait for
-        the answer, close, again. ``visits``: one for each connection, see _visit."""
-        begin = time.perf_counter()
-        target, end = tuple(command["target"]), begin + command["seconds"]
-
-        def again(_: int) -> list[dict[str, Any]]:
-            visits = []
-            while time.perf_counter() < end:
-                visits.append(_visit(target, begin))
-            return visits
-
-        with ThreadPoolExecutor(command["concurrency"]) as pool:
-            visits = [v for some in pool.map(again, range(command["concurrency"])) for v in some]
-        return {"visits": visits, "seconds": time.perf_counter() - begin}
-
     def _bound(self, kind: socket.SocketKind, command: dict[str, Any]) -> list[socket.socket]:
         links = []
         for port in command["ports"]:
@@ -105,29 +86,6 @@ class Opener:
             self._sockets.append(links[-1])
             links[-1].bind((command["source"], port))
         return links
-
-
-def _visit(target: tuple[str, int], begin: float) -> dict[str, Any]:
-    """One connection from beginning to end: when it was done (s), its two durations (ms), or the
-    error it ended by."""
-    asked = time.perf_counter()
-    connect_ms, error = None, ""
-    try:
-        with socket.create_connection(target, RATE_TIMEOUT) as link:
-            connect_ms = round((time.perf_counter() - asked) * 1e3, 3)
-            link.sendall(REQUEST)
-            if link.recv(len(REQUEST)) != REQUEST:
-                error = "closed without an answer"
-    except OSError as exc:
-        error = exc.strerror or type(exc).__name__
-        # A refusal comes at once: a program that was refused does not ask again that soon.
-        time.sleep(0.1)
-    now = time.perf_counter()
-    total_ms = round((now - asked) * 1e3, 3)
-    return {
-        "done_s": round(now - begin, 3), "connect_ms": connect_ms, "total_ms": total_ms,
-        "error": error,
-    }  # fmt: skip
 
 
 def serve(port: int) -> None:
