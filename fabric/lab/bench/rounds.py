@@ -49,6 +49,8 @@ class Outcome:
     """First packets as they left, one per connection."""
     facts: list[dict[str, Any]] = field(default_factory=list)
     """ApplicationFacts of the connections, as their host determined them."""
+    fallbacks: list[str] = field(default_factory=list)
+    """Why guests came from another tier."""
 
 
 class Rounds:
@@ -95,7 +97,10 @@ class Rounds:
 
         seen = self._capture.until(complete, DEADLINE)
         events = self._settled_events(number, complete(seen))
-        outcome = Outcome(facts=[e["facts"] for e in events if e["name"] == "facts"])
+        outcome = Outcome(
+            facts=[e["facts"] for e in events if e["name"] == "facts"],
+            fallbacks=[e["reason"] for e in events if e["name"] == "tier-fallback"],
+        )
         for port in ports:
             mine = [each for each in seen if each.flow.source_port == port]
             sample = _sample(mine, events, connect_ms[port])
