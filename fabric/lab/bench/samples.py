@@ -160,6 +160,8 @@ class Series:
     """Spawns with one host on the path, in turns with those over ``hops``."""
     failures: list[str] = field(default_factory=list)
     """Connections that had no guest, and why."""
+    fallbacks: list[str] = field(default_factory=list)
+    """Why guests came from another tier."""
     load: float = 0.0
     """Load average of the machine at the end."""
 
@@ -174,6 +176,7 @@ class Series:
             "reference": self.compared, "reference_n": reference.n,
             "connect": self._connect(),
             "fallbacks": sum(sample.tier != self.tier for sample in self.ours),
+            "fallback_reasons": self.fallbacks,
             "failures": self.failures,
             "phases": median_phases(self.ours),
             "reference_phases": median_phases(self.reference),

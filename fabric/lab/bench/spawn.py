@@ -146,6 +146,7 @@ class _Run:
             outcome = self._round(series.burst, self.target)
             series.ours += outcome.samples
             series.failures += outcome.failures
+            series.fallbacks += outcome.fallbacks
             if self.hops:
                 series.one_host += self._round(1, self.aside).samples
             self.rounds.await_tier()  # nothing is being made while the reference is measured
