@@ -28,10 +28,12 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest -q tests/unit tests/sim -m "not root and not vm and not exhaustive"
+	$(PYTHON) -m pytest -q tests/unit tests/sim tests/bench -m "not root and not vm and not exhaustive"
 
-bench: setup-test ## tables, and forwarding through real guests, beside references; some fifteen minutes
+bench: setup-test ## tables; spawning, memory, forwarding on real guests beside references; an hour or more
 	$(PYTHON) -m tests.bench.tables
+	.venv/bin/fabric bench spawn
+	.venv/bin/fabric bench memory
 	.venv/bin/fabric bench forward --profile
 
 clean: ## remove what was built in this directory (not the image, not the packages)

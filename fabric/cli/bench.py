@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,9 +15,19 @@ from fabric.cli import context
 from fabric.cli.output import Format, OutputOption, emit_json, emit_table, note, say
 from fabric.errors import UserError
 
+if TYPE_CHECKING:
+    from fabric.lab.spec import Options  # with all it imports: not paid by `fabric --help`
+
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Measure the fabric on real guests."
 )
+TierOption = Annotated[
+    list[str] | None, typer.Option(help="Where guests come from; again or by commas.")
+]
+NameOption = Annotated[str, typer.Option(help="Of the labs it makes.")]
+MarkdownOption = Annotated[
+    Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")
+]
 STOPPED = 143
 """Exit code after SIGTERM, as shells have it."""
 
@@ -46,9 +56,7 @@ def forward(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also tell where the agents' time goes.")
     ] = False,
-    markdown: Annotated[
-        Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")
-    ] = None,
+    markdown: MarkdownOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Packets/s and Mb/s through the fabric, beside kernel forwarding and a bare loop.
@@ -58,18 +66,9 @@ def forward(
     """
     from fabric.lab.bench import forward as benchmark
     from fabric.lab.bench import report
-    from fabric.lab.preflight import require_root
-    from fabric.lab.spec import Options
 
-    require_root()
-    signal.signal(signal.SIGTERM, _stop)
     plan = benchmark.Plan(_numbers("--hops", hops), _numbers("--size", size), seconds, profile)
-    options = Options(
-        run_dir=context.run_dir(), state_dir=context.state_dir(), libvirt_uri=context.libvirt_uri()
-    )
-    facts = report.machine_facts(options.state_dir)
-    machine = ", ".join(f"{name} {value}" for name, value in facts.items())
-    note(machine)
+    options, facts, machine = _begin()
     outcome = benchmark.run(plan, options, note)
     results = [figure.to_json() for figure in outcome.figures] + outcome.profiles
     if markdown is not None:
@@ -79,6 +78,95 @@ def forward(
         return
     say(machine)
     _tables(results)
+
+
+@app.command(epilog="Example: fabric bench spawn --tier prepared --burst 1 --hops 0,2 -o json")
+def spawn(
+    tier: TierOption = None,
+    burst: Annotated[
+        list[str] | None, typer.Option(help="Connections opened at once; again or by commas.")
+    ] = None,
+    hops: Annotated[
+        list[str] | None,
+        typer.Option(help="Links to the destination; 0: guests on one host only."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Spawns per figure, at least.")] = 30,
+    name: NameOption = "bench",
+    markdown: MarkdownOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """From a connection's first packet to its first fabric packet, beside QEMU started by hand.
+
+    The guests started by hand are the same, spoken to in the same protocol, without libvirt and
+    orchestrator, in turns with the fabric's. Bursts are measured at the smallest number of hops.
+    The labs it makes are taken down whatever happens.
+    """
+    from fabric.lab.bench import spawn as benchmark
+    from fabric.lab.bench import spawn_tables as tables
+    from fabric.routing.rules import TIERS
+
+    plan = benchmark.Plan(
+        _words(tier) or TIERS,
+        _numbers("--burst", ",".join(burst)) if burst else benchmark.BURSTS,
+        _numbers("--hops", ",".join(hops)) if hops else benchmark.HOPS,
+        count,
+        name,
+    )
+    options, facts, machine = _begin()
+    results = benchmark.run(plan, options, note)
+    if markdown is not None:
+        markdown.write_text(tables.page(results))
+    if output is Format.JSON:
+        emit_json([{**each, "machine": facts} for each in results])
+        return
+    say(machine)
+    emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
+    if paths := tables.path_rows(results):
+        emit_table(tables.PATH_COLUMNS, paths, empty="")
+    emit_table(tables.PHASE_COLUMNS, tables.phase_rows(results), empty="no phases")
+
+
+@app.command(epilog="Example: fabric bench memory --tier prepared --guests 1,10,50")
+def memory(
+    tier: TierOption = None,
+    guests: Annotated[
+        str, typer.Option(help="Numbers of guests on one host, by commas.")
+    ] = "1,10,50",
+    name: NameOption = "bench",
+    markdown: MarkdownOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Memory of the guests' emulators: what each has for itself, and what they share."""
+    from fabric.lab.bench import memory as benchmark
+    from fabric.lab.bench import spawn_tables as tables
+
+    plan = benchmark.Plan(_words(tier) or ("prepared",), _numbers("--guests", guests), name)
+    options, facts, machine = _begin()
+    results = benchmark.run(plan, options, note)
+    if markdown is not None:
+        markdown.write_text(tables.memory_page(results))
+    if output is Format.JSON:
+        emit_json([{**each, "machine": facts} for each in results])
+        return
+    say(machine)
+    emit_table(tables.MEMORY_COLUMNS, tables.memory_rows(results), empty="nothing was measured")
+
+
+def _begin() -> tuple[Options, dict[str, Any], str]:
+    """Options of the labs, what figures of this machine depend on, and that in words."""
+    from fabric.lab.bench import report
+    from fabric.lab.preflight import require_root
+    from fabric.lab.spec import Options
+
+    require_root()
+    signal.signal(signal.SIGTERM, _stop)
+    options = Options(
+        run_dir=context.run_dir(), state_dir=context.state_dir(), libvirt_uri=context.libvirt_uri()
+    )
+    facts = report.machine_facts(options.state_dir)
+    machine = ", ".join(f"{name} {value}" for name, value in facts.items())
+    note(machine)
+    return options, facts, machine
 
 
 def _tables(results: list[dict[str, Any]]) -> None:
@@ -94,6 +182,10 @@ def _tables(results: list[dict[str, Any]]) -> None:
             say(f"{each['role']}, {each['transport']}: shares of the agent's own time")
             rows = report.function_rows(each)
             emit_table(("FUNCTION", "CALLS", "%"), rows, empty="idle")
+
+
+def _words(given: list[str] | None) -> tuple[str, ...]:
+    return tuple(word for each in given or () for word in each.split(","))
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from fabric.errors import AgentLost, FabricError
-from fabric.host.guest import Guest
+from fabric.host.guest import NO_CONNECTION, Guest
 from fabric.host.lifecycle import GuestState
 from fabric.host.ports import Clock
 from fabric.wire.control import Identity, Message, Query
@@ -132,7 +132,9 @@ class AgentWatch:
     def on_message(self, guest: Guest, message: Message) -> None:
         """Any word of an agent after it was ready."""
         self._vigil.heard(guest, self._clock.monotonic())
-        if isinstance(message, Identity) and message.connection != guest.connection:
+        # "Nobody" may be the answer of a guest that was warm when it was asked.
+        whose = (guest.connection, NO_CONNECTION)
+        if isinstance(message, Identity) and message.connection not in whose:
             self._guests.lose(guest, f"its agent says that it serves {message.connection:016x}")
 
     def on_ready(self, guest: Guest) -> None:

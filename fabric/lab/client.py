@@ -46,6 +46,10 @@ class HostClient:
         """POST without a body; the JSON answer. Raises as :meth:`get`."""
         return self._json("POST", resource, timeout, query)
 
+    def delete(self, resource: str, *, timeout: float = TIMEOUT) -> Any:
+        """DELETE; the JSON answer. Raises as :meth:`get`."""
+        return self._json("DELETE", resource, timeout, {})
+
     def lines(self, resource: str, *, timeout: float | None = None, **query: Any) -> Iterator[Any]:
         """A stream of JSON lines; ``timeout`` None waits for the next one for ever."""
         connection = _UnixConnection(self.path, timeout)

@@ -1,7 +1,7 @@
 """A line of hosts for one measurement, and how to do things on its hosts and in its guests.
 
-Owns: Bed, Program. May import: errors, host, lab. Everything hangs on one ExitStack: whatever
-fails, programs end first, then the lab goes.
+Owns: Bed, Program, in_namespace. May import: errors, host, lab. Everything hangs on one ExitStack:
+whatever fails, programs end first, then the lab goes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 from fabric.errors import Conflict, EnvironmentFault, GuestFault
@@ -26,7 +26,7 @@ from fabric.host.image import load_image
 from fabric.host.netns import enter_netns
 from fabric.host.provision import SshKeys, run_command
 from fabric.lab import builder, state
-from fabric.lab.bench.traffic import __name__ as traffic_module
+from fabric.lab.bench import traffic
 from fabric.lab.builder import Machine, Progress
 from fabric.lab.client import HostClient
 from fabric.lab.names import namespace_name
@@ -42,6 +42,8 @@ ANSWER_SLACK = 200.0
 """Seconds a program may answer late: a TCP connect waits for guests."""
 PORT = 5201
 """Where the receivers listen."""
+ASIDE = "aside"
+"""A neighbour of the first host that spawns nothing: a connection to it has one guest only."""
 PACKAGE_ROOT = Path(__file__).parents[3]
 
 
@@ -57,10 +59,10 @@ class Seat:
 
 
 class Program:
-    """A running traffic program, spoken to in lines of JSON."""
+    """A running program of the benchmark, spoken to in lines of JSON."""
 
-    def __init__(self, namespace: str, *words: str) -> None:
-        argv = ["ip", "netns", "exec", namespace, sys.executable, "-m", traffic_module, *words]
+    def __init__(self, namespace: str, module: ModuleType, *words: str) -> None:
+        argv = ["ip", "netns", "exec", namespace, sys.executable, "-m", module.__name__, *words]
         self._name = " ".join(words)
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PACKAGE_ROOT
@@ -104,13 +106,23 @@ class Program:
 class Bed:
     """``hops`` links in a row, ``hops`` + 1 hosts, each with an orchestrator. A context manager."""
 
-    def __init__(self, hops: int, name: str, options: Options, progress: Progress) -> None:
+    def __init__(
+        self,
+        hops: int,
+        name: str,
+        options: Options,
+        progress: Progress,
+        *,
+        aside: bool = False,
+        pool: int | None = None,
+    ) -> None:
+        """``aside``: with another neighbour of the first host, see ASIDE; the last of ``hosts``.
+        ``pool``: guests each host keeps ready, None: as hosts do by default."""
         self._name, self._options, self._progress = name, options, progress
-        model = parse_topology(line_topology(name, hops), f"benchmark, {hops} hops")
-        options = Options(
-            options.run_dir, options.state_dir, options.libvirt_uri, options.tier, IDLE_TIMEOUT
-        )
-        self.spec = LabSpec.from_model(model, options)
+        text = line_topology(name, hops, aside=aside, pool=pool)
+        model = parse_topology(text, f"benchmark, {hops} hops")
+        lasting = replace(options, idle_timeout=options.idle_timeout or IDLE_TIMEOUT)
+        self.spec = LabSpec.from_model(model, lasting)
         self.hosts = self.spec.hosts
         self.overlay = [host.overlay_addresses[0].partition("/")[0] for host in self.hosts]
         self._stack = ExitStack()
@@ -121,12 +133,12 @@ class Bed:
             raise Conflict(
                 f"there is a lab {self._name} already", cure=f"fabric down --lab {self._name}"
             )
-        machine = Machine.real(self._options.libvirt_uri)
+        self.machine = machine = Machine.real(self._options.libvirt_uri)
         with ExitStack() as stack:
             stack.callback(builder.down, self._name, self._options.run_dir, machine, self._progress)
             builder.up(self.spec, machine, self._progress)
             image = load_image(self._options.state_dir)
-            self._keys = SshKeys(image.host_public_key, image.client_key)
+            self.keys = SshKeys(image.host_public_key, image.client_key)
             self._stack = stack.pop_all()
         return self
 
@@ -141,39 +153,23 @@ class Bed:
     def namespace(self, host: HostConfig) -> str:
         return namespace_name(self._name, host.host)
 
-    def program(self, host: HostConfig, *words: str) -> Program:
-        """Start a traffic program on a host; it ends with the bed."""
-        program = Program(self.namespace(host), *words)
+    def client(self, host: HostConfig) -> HostClient:
+        """The local API of a host's orchestrator."""
+        return HostClient(host.host, host.api_socket)
+
+    def program(self, host: HostConfig, *words: str, module: ModuleType = traffic) -> Program:
+        """Start a program of the benchmark on a host; it ends with the bed."""
+        program = Program(self.namespace(host), module, *words)
         self._stack.callback(program.close)
         return program
 
     def ip(self, host: HostConfig, commands: Sequence[str]) -> None:
         """Lines for ``ip -batch`` on a host. Raises EnvironmentFault."""
-        argv = ["ip", "-n", self.namespace(host), "-batch", "-"]
-        done = subprocess.run(
-            argv, input="\n".join(commands) + "\n", capture_output=True, text=True
-        )
-        if done.returncode:
-            raise EnvironmentFault(f"{host.host}: ip: {done.stderr.strip()}")
+        ip_batch(self.namespace(host), commands)
 
     def on_host(self, host: HostConfig, action: Callable[[], T]) -> T:
         """Call ``action`` on a thread inside the host's namespace; raises what it raises."""
-        outcome: list[T] = []
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                enter_netns(self.namespace(host))
-                outcome.append(action())
-            except BaseException as exc:  # handed over to the caller, whatever it is
-                failure.append(exc)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        for exc in failure:
-            raise exc
-        return outcome[0]
+        return in_namespace(self.namespace(host), action)
 
     def in_guest(self, seat: Seat, argv: list[str], script: Path | None = None) -> str:
         """What a command prints in a guest, with a file as its standard input.
@@ -185,7 +181,7 @@ class Bed:
 
             def run() -> int:
                 return run_command(
-                    seat.address, self._keys, argv, stdin=stdin, stdout=out, stderr=err
+                    seat.address, self.keys, argv, stdin=stdin, stdout=out, stderr=err
                 )
 
             status = self.on_host(seat.host, run)
@@ -208,7 +204,7 @@ class Bed:
         while time.monotonic() < deadline:
             found = []
             for host in self.hosts:
-                for view in HostClient(host.host, host.api_socket).get("/v1/connections"):
+                for view in self.client(host).get("/v1/connections"):
                     flow = view["flow"] or {}
                     if view["role"] == "ingress" and wanted.items() <= flow.items():
                         connection = view["id"]
@@ -223,11 +219,52 @@ class Bed:
         )
 
 
-def line_topology(name: str, hops: int) -> str:
-    """A topology file: hosts h1, h2, … in a row, links without impairments."""
-    hosts = "".join(f"  h{n}: {{}}\n" for n in range(1, hops + 2))
+def line_topology(name: str, hops: int, *, aside: bool = False, pool: int | None = None) -> str:
+    """A topology file: hosts h1, h2, … in a row, links without impairments; see ASIDE."""
+    kept = "" if pool is None else f"pool: {{minimum: {pool}, maximum: {pool}}}"
+    hosts = "".join(f"  h{n}: {{{kept}}}\n" for n in range(1, hops + 2))
     links = "".join(f"  - h{n}-h{n + 1}\n" for n in range(1, hops + 1))
+    if aside:
+        hosts += f"  {ASIDE}: {{spawning: false}}\n"
+        links += f"  - h1-{ASIDE}\n"
     return f"name: {name}\nhosts:\n{hosts}links:\n{links}"
+
+
+def in_namespace(namespace: str, action: Callable[[], T]) -> T:
+    """Call ``action`` on a thread inside a network namespace; raises what it raises. Sockets it
+    opens stay in there."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            enter_netns(namespace)
+            outcome.append(action())
+        except BaseException as exc:  # handed over to the caller, whatever it is
+            failure.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for exc in failure:
+        raise exc
+    return outcome[0]
+
+
+def ip_batch(namespace: str, commands: Sequence[str]) -> None:
+    """Lines for ``ip -batch`` in a namespace. Raises EnvironmentFault."""
+    argv = ["ip", "-n", namespace, "-batch", "-"]
+    done = subprocess.run(argv, input="\n".join(commands) + "\n", capture_output=True, text=True)
+    if done.returncode:
+        raise EnvironmentFault(f"{namespace}: ip: {done.stderr.strip()}")
+
+
+def emulator_pid(domain: str) -> int | None:
+    """Process id of a guest's QEMU, from libvirt's own file; None when it is gone."""
+    try:
+        return int(Path(f"/run/libvirt/qemu/{domain}.pid").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def guest_cpu(domains: Sequence[str]) -> float | None:
@@ -235,9 +272,9 @@ def guest_cpu(domains: Sequence[str]) -> float | None:
     total = 0
     for domain in domains:
         try:
-            pid = Path(f"/run/libvirt/qemu/{domain}.pid").read_text().strip()
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            text = Path(f"/proc/{emulator_pid(domain)}/stat").read_text()
         except OSError:
             return None
+        fields = text.rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total / os.sysconf("SC_CLK_TCK")
