@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from fabric.host.guest import Guest
+from fabric.host.identity import GuestIdentity
 from fabric.host.vigil import (
     HELD_UP,
     PATIENCE_LIMIT,
     QUESTIONS_PER_SECOND,
     QUIET,
     SLOWNESS,
+    AgentWatch,
     Vigil,
 )
+from fabric.wire.control import Identity
+from tests.unit.guest_samples import CONFIG
 
 PATIENCE = 3.0
 
@@ -103,3 +110,34 @@ def test_a_guest_that_went_is_forgotten() -> None:
     while later < QUIET + 2 + PATIENCE + HELD_UP:
         assert vigil.tick(["g1"], later)[1] == []
         later += 1
+
+
+@pytest.mark.parametrize(("said", "lost"), [(7, False), (0, False), (8, True)])
+def test_a_guest_that_was_warm_when_it_was_asked_may_say_that_it_serves_nobody(
+    said: int, lost: bool
+) -> None:
+    class Keeper:
+        def __init__(self) -> None:
+            self.reasons: list[str] = []
+
+        def guests(self) -> list[Guest]:
+            return []
+
+        def lose(self, guest: Guest, reason: str) -> None:
+            self.reasons.append(reason)
+
+    async def scenario() -> None:
+        keeper, clock = Keeper(), FixedClock()
+        guest = Guest(GuestIdentity.derive(CONFIG, 1), 7)
+        AgentWatch(keeper, "tcg", clock).on_message(guest, Identity(said, 0, 1, "digest"))
+        assert bool(keeper.reasons) is lost
+
+    asyncio.run(scenario())
+
+
+class FixedClock:
+    def monotonic(self) -> float:
+        return 0.0
+
+    def unix_us(self) -> int:
+        return 0
