@@ -52,6 +52,9 @@ CHANNEL_RETRY = 0.2
 """Seconds between looks at a channel whose other side is closed: see fabric.agent.channel."""
 SETTLE = 3.0
 """Seconds a guest idles before it is saved: MLD repeats its reports for two (RFC 3810, 9.14)."""
+BREATH = 0.02
+"""Seconds between two looks at the clock of a guest that waits to be saved: its copies' clocks may
+be late by as much, at first."""
 _READ = select.EPOLLIN
 _WRITE = select.EPOLLIN | select.EPOLLOUT
 
@@ -103,8 +106,10 @@ class Agent:
         self._identity: Identify | None = None
         """Assumed, not settled yet."""
         self._door: Door | None = None
-        self._lay_down_us = 0
-        """When it had nothing more to do but to be saved, by its own clock."""
+        self._asleep = False
+        """Nobody, with nothing to do but to be saved."""
+        self._asleep_us = 0
+        """The last moment at which it was, by its own clock."""
         self.ipv6 = False
         """Whether the guest's kernel speaks it."""
         self.digest = ""
@@ -118,6 +123,8 @@ class Agent:
         """Serve for ever."""
         tun, channel = self._tun.fileno(), self._channel.fileno()
         while True:
+            if self._asleep:
+                self._asleep_us = self._clock.monotonic_us()
             for ready, _ in self._poll.poll(self._timeout()):
                 if ready == channel:
                     self._on_channel()
@@ -132,6 +139,8 @@ class Agent:
     def _timeout(self) -> float | None:
         # Seconds until something is due; None: only a packet or the host can wake us.
         waits = [] if self._channel_mask else [CHANNEL_RETRY]
+        if self._asleep:
+            waits.append(BREATH)
         due = self._session.forwarder.next_timer() if self._session else None
         if due is not None:
             waits.append(max(0.0, (due - self._clock.now_us()) / 1e6))
@@ -214,9 +223,11 @@ class Agent:
 
     def _obey(self, message: Message, read_at_us: int) -> None:
         if isinstance(message, Identify):
-            # Written down before this guest woke up, which takes longer than to read it: by its own
-            # clock, which stood still meanwhile, it has been awake since about when it lay down.
-            self._clock.set(message.host_now_us + read_at_us - self._lay_down_us, read_at_us)
+            # Written down before this guest woke up, which takes longer than to read it. By its own
+            # clock, which stood still in between, it has been awake since it last looked at it.
+            awake_us = read_at_us - self._asleep_us if self._asleep else 0
+            self._asleep = False
+            self._clock.set(message.host_now_us + awake_us, read_at_us)
             self._assume(message)
         elif isinstance(message, Configure):
             if self._identity is None:  # else it is as old, and the clock is set
@@ -289,7 +300,7 @@ class Agent:
             # by then; in a picture taken before, every copy would do it first of all.
             time.sleep(SETTLE)
         self._channel.send(quiesced)
-        self._lay_down_us = self._clock.monotonic_us()
+        self._asleep = True
 
     def _rehearse(self, uplink: Uplink, lines: bytes) -> None:
         """Do what a copy will do between waking up and its first packet; leave nothing of it."""

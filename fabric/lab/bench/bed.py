@@ -177,12 +177,13 @@ class Bed:
         Raises ProvisionFailed, and GuestFault with the command's own complaint.
         """
         out, err = io.BytesIO(), io.BytesIO()
+        # A copy has a host key of its own; a guest that booted has the image's.
+        own = seat.view["guest_host_key"] or self.keys.host_public_key
+        keys = SshKeys(own, self.keys.client_key)
         with (script or Path(os.devnull)).open("rb") as stdin:
 
             def run() -> int:
-                return run_command(
-                    seat.address, self.keys, argv, stdin=stdin, stdout=out, stderr=err
-                )
+                return run_command(seat.address, keys, argv, stdin=stdin, stdout=out, stderr=err)
 
             status = self.on_host(seat.host, run)
         if status:
