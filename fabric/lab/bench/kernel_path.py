@@ -82,7 +82,8 @@ def let_answers_in(bed: Bed, seat: Seat, port: int) -> None:
 
 
 def _let_pass() -> None:
-    # The fabric's own rules let only fabric packets through.
+    # The fabric's own rules let only fabric packets through, and from guests only their own.
     with Nftables() as nftables:
+        nftables.run(f"insert rule netdev fabric guest4 ip saddr {EVERYTHING} accept")
         for chain in ("forward", "input"):
             nftables.run(f"insert rule inet fabric {chain} ip daddr {EVERYTHING} accept")
