@@ -20,6 +20,8 @@ LINK_SHARED, HOST_SHARED = 10**24, 10**18
 ALL_PAIRS = 16
 """Nodes up to which every pair of hosts is looked at."""
 SOME_PAIRS = 30
+ALL_GOALS = 50
+"""Nodes up to which every pair is looked at where a check is cheap."""
 
 
 def weight(definition: Definition, link: Link) -> int:
@@ -136,6 +138,12 @@ def pairs(topology: Topology, most: int = SOME_PAIRS) -> Iterator[tuple[int, int
     if len(ids) > ALL_PAIRS or len(every) > most:
         every = random.Random(len(ids)).sample(every, min(most, len(every)))
     yield from every
+
+
+def goals(topology: Topology) -> list[int]:
+    """Destinations looked at from everywhere: all of a small graph, every fifth of a large one."""
+    ids = [node.id for node in topology.nodes]
+    return ids if len(ids) <= ALL_GOALS else ids[::5]
 
 
 def cheapest_flow(
