@@ -80,6 +80,7 @@ class Host:
     def __init__(self, parts: Parts) -> None:
         config, kernel = parts.config, parts.kernel
         self._events = parts.events
+        self._watching = config.watch_agents
         self.refused = kernel.refused
         journal = Journal(config.host_dir / "journal.jsonl")
         made_of = (config, parts.image, parts.acceleration, parts.hypervisor, parts.bundle)
@@ -148,7 +149,8 @@ class Host:
     def tick(self) -> None:
         """Call about once a second."""
         self.orchestrator.sweep()
-        self.watch.tick()
+        if self._watching:
+            self.watch.tick()
 
     async def close(self) -> None:
         """End everything; afterwards no guest and no rule of ours is left."""

@@ -81,6 +81,9 @@ class HostConfig:
     """Seconds without a packet after which a connection's guest is destroyed."""
     announce: bool = True
     """Tell the hosts on the expected path ahead that a connection is coming."""
+    watch_agents: bool = True
+    """Replace guests whose agents fall silent, see fabric.host.vigil. False is for those who stop
+    agents on purpose."""
     spawning: bool = True
     """False: detect requests but spawn nothing (and so forward nothing)."""
     guest_memory_mib: int = 128

@@ -313,6 +313,7 @@ HOST_FIELDS: dict[str, Field] = {
     "guest_subnet": network_of(4, 8, "100.115.0.0/22"),
     "announce": Field(parse_boolean, {"type": "boolean"}),
     "spawning": Field(parse_boolean, {"type": "boolean"}),
+    "watch_agents": Field(parse_boolean, {"type": "boolean"}),
     "services": Field(
         _parse_services,
         {

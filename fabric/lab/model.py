@@ -53,6 +53,7 @@ class HostModel:
     guest_subnet: str | None = None
     announce: bool | None = None
     spawning: bool | None = None
+    watch_agents: bool | None = None
     services: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Programs that run on the host as long as the lab is up: name → command."""
     tags: tuple[str, ...] = ()

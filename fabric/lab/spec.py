@@ -30,6 +30,7 @@ _HOST_OPTIONS = (
     "pool",
     "spawning",
     "tier",
+    "watch_agents",
 )
 """What a topology file may say of a host, under the same names as in HostConfig."""
 

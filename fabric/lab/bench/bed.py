@@ -228,7 +228,9 @@ def line_topology(name: str, hops: int, *, aside: bool = False, pool: int | None
     if aside:
         hosts += f"  {ASIDE}: {{spawning: false}}\n"
         links += f"  - h1-{ASIDE}\n"
-    return f"name: {name}\nhosts:\n{hosts}links:\n{links}"
+    # Profiles stop agents and put others in their place.
+    usual = "defaults: {hosts: {watch_agents: false}}\n"
+    return f"name: {name}\n{usual}hosts:\n{hosts}links:\n{links}"
 
 
 def in_namespace(namespace: str, action: Callable[[], T]) -> T:
