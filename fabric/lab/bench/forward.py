@@ -82,7 +82,10 @@ def run(plan: Plan, options: Options, progress: Progress) -> Outcome:
     outcome = Outcome()
     for hops in plan.hops:
         progress(f"{hops} hops: bringing up {hops + 1} hosts")
-        with Bed(hops, plan.name, options, lambda _line: None) as bed:
+        # Guests that booted: how they appeared does not matter here, and a copy's way in ends with
+        # its agent, which profiles replace.
+        booted = replace(options, tier=options.tier or "cold")
+        with Bed(hops, plan.name, booted, lambda _line: None) as bed:
             _Run(bed, hops, plan, outcome, progress).all()
         progress(f"{hops} hops: taken down")
     add_ratios(outcome.figures)
