@@ -442,7 +442,9 @@ class Orchestrator:
         # Spawns under way end by this, not by running to their end.
         await self._guests.close()
         while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            # Not gather: from Python 3.12 on it comes back without a turn of the loop when all are
+            # done, and their callbacks, which empty the set, would never run.
+            await asyncio.wait(self._tasks)
 
     def _name(self, node: int) -> str:
         return self.topology.name_of(node)

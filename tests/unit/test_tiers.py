@@ -303,10 +303,12 @@ def test_an_empty_pool_costs_an_event_and_a_slower_tier(tmp_path: Path) -> None:
 def test_a_burst_is_served_in_order_of_arrival(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         await kept(w, "prepared", 4)
-        await asyncio.gather(*(w.spawn(number) for number in range(1, 5)))
-        woken = [name for verb, name in w.hypervisor.log if verb == "wake"]
+        guests = await asyncio.gather(*(w.spawn(number) for number in range(1, 5)))
         claimed = [guest for name, guest, _ in w.events if name == "guest-claimed"]
-        assert woken == claimed
+        assert claimed == [guest.name for guest in guests]
+        # Some wake up at once, in threads: which is first there is chance.
+        woken = {name for verb, name in w.hypervisor.log if verb == "wake"}
+        assert woken == set(claimed)
         assert [name for name, _, _ in w.events].count("guest-ready") == 4
 
     run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared", minimum=4))
