@@ -21,7 +21,7 @@ from tests.sim.walk import Failure, Tables
 
 SMALL = 6
 """Nodes up to which all simple paths can be tried."""
-FLOW_PAIRS = 3
+FLOW_PAIRS = 2
 WALKED_PAIRS = 12
 """Pairs per graph that networkx finds flows for: its solver is slow."""
 
