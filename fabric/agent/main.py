@@ -281,6 +281,7 @@ class Agent:
         import gc
         import ipaddress  # noqa: F401 - a session may want it
 
+        import fabric.routing.ways  # noqa: F401 - so may a protocol
         from fabric.agent import door, identity
         from fabric.agent.rehearsal import rehearse
 

@@ -207,8 +207,8 @@ class Forwarder:
         record = actions.record(hop.interface)
         first = self._ledger.is_first("out", flags)
         room = hop.mtu - UNDERLAY_OVERHEAD - HEADER_SIZE - RECORD_SIZE
-        difference = self._reply_difference
-        way_fields = WAY.pack(0, 0, 0, difference) if difference else b""
+        if self._reply_difference:
+            pack = self._pack_asking
         for inner in burst:
             length = len(inner)
             payload_type = PAYLOAD_OF_VERSION.get(inner[0] >> 4) if length else None
@@ -221,17 +221,16 @@ class Forwarder:
             if length > room:
                 size, flag, hops, tail = size - RECORD_SIZE, flags | FLAG_MTU, 0, bytearray()
                 actions.bare += 1
-            fields = (
-                *(FIRST_BYTE, flag, protocol, config.hop_limit, length, hops, payload_type),
-                *(config.connection, config.node, destination, self._sequence, 0),
-            )
-            head = pack(*fields)
-            if way_fields:
-                head = head[:WAY_OFFSET] + way_fields
-            send(hop.address, size, head, inner, tail)
+            fields = (FIRST_BYTE, flag, protocol, config.hop_limit, length, hops, payload_type,
+                      config.connection, config.node, destination, self._sequence, 0)  # fmt: skip
+            send(hop.address, size, pack(*fields), inner, tail)
             if first:
                 first = False
                 self._ledger.first(actions, "out", fields, hop)
+
+    def _pack_asking(self, *fields: int) -> bytes:
+        # A header that asks for replies by another protocol.
+        return HEADER.pack(*fields)[:WAY_OFFSET] + WAY.pack(0, 0, 0, self._reply_difference)
 
     def from_underlay(
         self, burst: Iterable[tuple[Buffer, str]], now_us: int, queue_depth: int = 1
@@ -325,11 +324,11 @@ class Forwarder:
     ) -> None:
         first, flags, protocol, hop_limit, length, hops, kind, _, _, destination, _, _ = fields
         hop = self._next_hop(destination, protocol)
-        if hop_limit == 1:
-            self._ledger.drop(actions, "hop_limit")
-            return
-        if hop is None:
-            self._special().detour(actions, datagram, neighbour, fields, trace)
+        if hop is None or hop_limit == 1:
+            if hop_limit == 1:
+                self._ledger.drop(actions, "hop_limit")
+            else:
+                self._special().detour(actions, datagram, neighbour, fields, trace)
             return
         size = len(datagram) + RECORD_SIZE
         tail: Buffer = b""

@@ -47,7 +47,8 @@ class Ledger:
         delivered = len(actions.deliveries)
         self.count("packets_out", actions.packets)
         self.count("bytes_out", actions.octets)
-        self.count("copies", actions.copies)
+        if actions.copies:
+            self.count("copies", actions.copies)
         self.count("delivered", delivered)
         self.count("records_appended", actions.packets + delivered - actions.bare)
         self.count("records_omitted", actions.bare)

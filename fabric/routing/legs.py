@@ -146,10 +146,8 @@ class Departures:
             size, hops, flag, record = size - RECORD_SIZE, 0, flag | FLAG_MTU, b""
             actions.bare += 1
         kind = PAYLOAD_OF_VERSION[inner[0] >> 4]
-        fields = (
-            *(FIRST_BYTE, flag, protocol, leg.limit, length, hops, kind),
-            *(config.connection, config.node, destination, sequence, 0),
-        )
+        fields = (FIRST_BYTE, flag, protocol, leg.limit, length, hops, kind,
+                  config.connection, config.node, destination, sequence, 0)  # fmt: skip
         actions.send(hop.address, size, UNWAYED.pack(*fields) + leg.tail, inner, record)
         if self._ledger.is_first("out", flags):
             self._ledger.first(actions, "out", fields, hop)

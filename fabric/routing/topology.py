@@ -42,6 +42,13 @@ class Node:
     load: float = 0.0
     """How busy the host is, 0 … 1."""
 
+    def problems(self) -> Iterator[str]:
+        """What is impossible about this host by itself, but for its prefixes."""
+        if not 1 <= self.id <= MAX_NODE:
+            yield f"id {self.id} is not in 1 … {MAX_NODE}"
+        if not 0 <= self.load <= 1:
+            yield f"load {self.load} is not in 0 … 1"
+
 
 @dataclass(frozen=True)
 class Link:
@@ -126,15 +133,12 @@ class Topology:
                 if count > 1:
                     yield f"{what} {value} is used {count} times"
         for node in self.nodes:
-            if not 1 <= node.id <= MAX_NODE:
-                yield f"node {node.name}: id {node.id} is not in 1 … {MAX_NODE}"
+            yield from (f"node {node.name}: {problem}" for problem in node.problems())
             for prefix in node.prefixes:
                 try:
                     ipaddress.ip_network(prefix)
                 except ValueError as exc:
                     yield f"node {node.name}: prefix {exc}"
-            if not 0 <= node.load <= 1:
-                yield f"node {node.name}: load {node.load} is not in 0 … 1"
 
     def _link_problems(self) -> Iterator[str]:
         known = {node.id for node in self.nodes}
@@ -286,7 +290,8 @@ class Topology:
         come often, while a graph of a thousand hosts takes ten milliseconds to check.
         """
         links, nodes = links or {}, nodes or {}
-        problems = [problem for link in links.values() for problem in link.problems()]
+        facts: tuple[Link | Node, ...] = (*links.values(), *nodes.values())
+        problems = [problem for fact in facts for problem in fact.problems()]
         if problems:
             raise ConfigError("topology is not possible", tuple(problems))
         found = Topology.__new__(Topology)

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 DEFAULT_HOLD_US = 50_000
 """µs to wait for a missing packet where the table does not say; see routing.definitions."""
+STEPS_CACHE = 64
+"""(explicit path, path number) pairs remembered: a connection has a handful."""
 _COPIED = (REPLICATED, FLOODED)
 
 
@@ -63,6 +65,7 @@ class Ways:
         self._table: ForwardingTable
         self._down: frozenset[str] = frozenset()
         self.departures = Departures(config, ledger, tcp)
+        self._steps: dict[tuple[bytes, int], NextHop | str] = {}
         self._eliminated: dict[int, Seen] = {}
         self._order: Order | None = None
 
@@ -70,6 +73,7 @@ class Ways:
         """Use another table, and avoid other neighbours, from the next packet on."""
         self._table = table
         self._down = down
+        self._steps.clear()
         self.departures.install(table, down)
 
     # -- transit and egress ----------------------------------------------------------------------
@@ -96,8 +100,8 @@ class Ways:
         elif treatment == FLOODED:
             self._flood(actions, datagram, neighbour, fields, trace)
         else:
-            path = unpack_path(datagram[start:inner])
-            self._follow(actions, datagram, neighbour, fields, (path, number, treatment, trace))
+            step = (bytes(datagram[start:inner]), number)
+            self._follow(actions, datagram, neighbour, fields, (step, treatment, inner, trace))
 
     def _follow(
         self,
@@ -105,25 +109,37 @@ class Ways:
         datagram: Buffer,
         neighbour: str,
         fields: tuple[int, ...],
-        way: tuple[tuple[int, ...], int, int, int],
+        way: tuple[tuple[bytes, int], int, int, int],
     ) -> None:
-        path, number, treatment, trace = way
-        at = path.index(self._config.node) + 1 if self._config.node in path else len(path)
-        if at == len(path):
-            self._ledger.drop(actions, "off_path")
-            return
-        hops = self._table.toward(path[at])
-        live = [hop for hop in hops if hop.address not in self._down]
-        if live:
-            # Copies that meet the same two hosts take different ones of their parallel links.
-            hop = live[number % len(live)]
-            self._tcp.watch(datagram, fields[1] & FLAG_REPLY, trace - fields[4] + len(path) * 4)
+        step, treatment, inner, trace = way
+        hop = self._steps.get(step) or self._step(step)
+        if not isinstance(hop, str):
+            self._tcp.watch(datagram, fields[1] & FLAG_REPLY, inner)
             self._send_on(actions, datagram, neighbour, fields, hop)
-        elif treatment == SINGLE:
+        elif treatment == SINGLE and hop != "off_path":
             self.detour(actions, datagram, neighbour, fields, trace)
         else:
             # The other copies live; and a share must not move to hosts that see another one.
-            self._ledger.drop(actions, "neighbour_down" if hops else "no_route")
+            self._ledger.drop(actions, hop)
+
+    def _step(self, step: tuple[bytes, int]) -> NextHop | str:
+        """The link to the next host of an explicit path, or why there is none."""
+        block, number = step
+        path, here = unpack_path(block), self._config.node
+        at = path.index(here) + 1 if here in path else len(path)
+        hops = self._table.toward(path[at]) if at < len(path) else ()
+        live = [hop for hop in hops if hop.address not in self._down]
+        found: NextHop | str
+        if live:
+            # Copies that meet the same two hosts take different ones of their parallel links.
+            found = live[number % len(live)]
+        elif at == len(path):
+            found = "off_path"
+        else:
+            found = "neighbour_down" if hops else "no_route"
+        if len(self._steps) < STEPS_CACHE:
+            self._steps[step] = found
+        return found
 
     def _send_on(
         self,
@@ -140,7 +156,8 @@ class Ways:
         if not record:
             size -= RECORD_SIZE
         actions.send(hop.address, size, head, datagram[HEAD.size :], record)
-        self._told_forwarded(actions, fields, hop)
+        if self._ledger.is_first("forwarded", flags):
+            self._first_forwarded(actions, fields, hop)
 
     def _record(
         self,
@@ -161,10 +178,9 @@ class Ways:
         actions.bare += 1
         return flags, hops, b""
 
-    def _told_forwarded(self, actions: Actions, fields: tuple[int, ...], hop: NextHop) -> None:
-        if self._ledger.is_first("forwarded", fields[1]):
-            self._ledger.first(actions, "in", fields, None)
-            self._ledger.first(actions, "forwarded", fields, hop)
+    def _first_forwarded(self, actions: Actions, fields: tuple[int, ...], hop: NextHop) -> None:
+        self._ledger.first(actions, "in", fields, None)
+        self._ledger.first(actions, "forwarded", fields, hop)
 
     def _flood(
         self,
@@ -195,7 +211,10 @@ class Ways:
             self._ledger.count("eliminated", 1)
 
     def _seen(self, flags: int) -> Seen:
-        return self._eliminated.setdefault(flags & FLAG_REPLY, Seen())
+        way = flags & FLAG_REPLY
+        if way not in self._eliminated:
+            self._eliminated[way] = Seen()
+        return self._eliminated[way]
 
     def _deliver(
         self,
@@ -321,4 +340,5 @@ class Ways:
         if not record:
             size -= RECORD_SIZE
         actions.send(found.hop.address, size, head, datagram[inner:], record)
-        self._told_forwarded(actions, fields, found.hop)
+        if self._ledger.is_first("forwarded", flags):
+            self._first_forwarded(actions, fields, found.hop)

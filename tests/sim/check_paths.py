@@ -12,15 +12,16 @@ from collections.abc import Sequence
 import networkx as nx
 
 from fabric.routing.definitions import Definition
+from fabric.routing.needs import DISJOINT
 from fabric.routing.topology import Link, Topology
 from fabric.wire.packet import MAX_PATH
 from tests.sim import reference
 from tests.sim.reference import links_between
-from tests.sim.walk import Tables
+from tests.sim.walk import Failure, Tables
 
 SMALL = 6
 """Nodes up to which all simple paths can be tried."""
-FLOW_PAIRS = 3
+FLOW_PAIRS = 2
 WALKED_PAIRS = 12
 """Pairs per graph that networkx finds flows for: its solver is slow."""
 
@@ -81,6 +82,22 @@ def pairs_share_as_little_as_possible(topology: Topology, tables: Tables) -> Non
                 # Two paths that would be the same are written once.
                 found = sharing(topology, definition, node, (paths * 2)[:2])
                 assert found == best, (definition.name, node, goal, paths)
+
+
+def pairs_survive_any_link(topology: Topology, tables: Tables) -> None:
+    """Between hosts that no single link separates, one of the two paths outlives any link."""
+    definition = topology.definitions[DISJOINT]
+    for node, goal in reference.pairs(topology, FLOW_PAIRS):
+        paths = tables[node].paths(goal, DISJOINT)
+        graph = reference.graph(topology, definition)
+        for at, link in enumerate(topology.links):
+            failure = Failure(topology, links=frozenset({at}))
+            key = next(k for k, d in graph[link.a][link.b].items() if d["link"] is link)
+            graph.remove_edge(link.a, link.b, key)
+            if nx.has_path(graph, node, goal):
+                alive = [failure.walkable(tables, node, path.nodes) for path in paths]
+                assert any(alive), (node, goal, link)
+            graph.add_edge(link.a, link.b, key, link=link)
 
 
 def dispersed_paths_meet_nowhere(topology: Topology, tables: Tables) -> None:

@@ -120,6 +120,8 @@ class VirtualNetwork:
     connections: dict[int, Connection] = field(default_factory=dict)
     _dying: set[int] = field(default_factory=set)
     _flight: list[tuple[int, int, int, int, bytes, str]] = field(default_factory=list)
+    _awake: set[tuple[int, int]] = field(default_factory=set)
+    """Engines that may have a timer running."""
     _ticket: int = 0
 
     def __post_init__(self) -> None:
@@ -204,14 +206,17 @@ class VirtualNetwork:
         return sum(engine.counters.get(counter, 0) for engine in self.engines.values())
 
     def _due(self) -> tuple[int, int, int] | None:
-        timers = [
-            (at, node, connection)
-            for (node, connection), engine in self.engines.items()
-            if (at := engine.next_timer()) is not None
-        ]
+        timers = []
+        for node, connection in list(self._awake):
+            at = self.engines[node, connection].next_timer()
+            if at is None:
+                self._awake.discard((node, connection))
+            else:
+                timers.append((at, node, connection))
         return min(timers, default=None)
 
     def _perform(self, node: int, connection: int, actions: Actions) -> None:
+        self._awake.add((node, connection))
         actions.stamp(self.rng.randrange(500))
         if actions.deliveries:
             self.delivered_at_us = self.now_us

@@ -29,6 +29,7 @@ CHECKS: tuple[Check, ...] = (
     check_alternates.single_failures_are_survived,
     check_paths.paths_can_be_walked,
     check_paths.pairs_share_as_little_as_possible,
+    check_paths.pairs_survive_any_link,
     check_paths.dispersed_paths_meet_nowhere,
     check_paths.bounds_are_kept_at_least_cost,
     check_paths.floods_know_the_way,

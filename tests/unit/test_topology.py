@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fabric.errors import ConfigError, NameUnknown
+from fabric.routing.definitions import Definition
 from fabric.routing.topology import Link, Node, Topology
 
 
@@ -85,6 +87,53 @@ def test_lists_everything_impossible_at_once() -> None:
         "interface id 0",
         "no node 7",
         "interface id 1 is on",
+    ):
+        assert part in text
+
+
+def test_a_changed_network_is_the_same_one_with_other_attributes() -> None:
+    before = triangle()
+    after = before.changed(
+        {1: replace(before.links[1], latency_us=9)}, {2: replace(before.nodes[1], load=0.5)}
+    )
+    assert [link.latency_us for link in after.links] == [0, 9, 0]
+    assert after.node(2).load == 0.5
+    assert before.node(2).load == before.links[1].latency_us == 0
+    assert after == Topology(after.nodes, after.links), "as if made from its parts"
+    assert after.neighbours(1)[1].link.latency_us == 9
+    with pytest.raises(ConfigError, match="not possible"):
+        before.changed({0: replace(before.links[0], cost=0)})
+    with pytest.raises(ConfigError, match="not possible"):
+        before.changed(nodes={2: replace(before.nodes[1], load=1.5)})
+
+
+def test_links_can_be_taken_away() -> None:
+    left = triangle().without({0, 2})
+    assert left == Topology(triangle().nodes, triangle().links[1:2])
+    assert left.components() == ((1, 3), (2,))
+
+
+def test_impossible_protocols_are_listed_too() -> None:
+    own = (
+        Definition(5, "mine"),
+        Definition(200, "wide"),
+        Definition(201, "a", exclude_hosts=(9,)),
+        Definition(201, "a", share=0.1),
+        Definition(202, "b", calculation="best", metric="beauty", maximum_loss=1.5, slack=99),
+    )
+    with pytest.raises(ConfigError) as caught:
+        Topology(triangle().nodes, triangle().links, own)
+    text = "\n".join(caught.value.problems)
+    for part in (
+        "protocol id 201 is used 2 times",
+        "protocol mine: ids below 128 are built in; 5 is disperse",
+        "protocol wide: wide is the name of a built-in protocol",
+        "protocol a: no node 9",
+        "protocol a: a share of 0.1 needs 10 paths, not 2",
+        "calculation 'best' is none of",
+        "metric 'beauty' is none of",
+        "maximum_loss 1.5",
+        "slack 99",
     ):
         assert part in text
 
