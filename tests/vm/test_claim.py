@@ -129,7 +129,11 @@ def tell(diamond: Lab, libvirt: DomainEvents, need: str, directory: Path) -> Sto
             "h1", "curl", "-sS", "-w", "%{stderr}%{local_port}", "http://h4:8100/file", need=need
         )
         assert done.returncode == 0, done.stderr
-        (connection,) = {c["id"] for c in diamond.connections()} - before
+        now = diamond.connections()
+        (connection,) = {c["id"] for c in now} - before
+        # First of all: a closed connection's guests go after seconds.
+        mine = [c for c in now if c["id"] == connection and c["guest"]]
+        started = {c["host"]: process_start(qemu_pid(c["guest"])) for c in mine}
         # Asking for traces makes every host ask its agent, also for counters.
         traces = diamond.traces(connection)
         fresh = [c for c in diamond.connections() if c["id"] == connection]
@@ -137,7 +141,6 @@ def tell(diamond: Lab, libvirt: DomainEvents, need: str, directory: Path) -> Sto
         details = {c["host"]: c for c in fresh}
         guests = {host: c["guest"] for host, c in details.items()}
         listed = diamond.domains()
-        started = {h: process_start(qemu_pid(domain)) for h, domain in guests.items()}
         drain(taps, *captures.values())
     assert set(guests.values()) <= set(listed)
     on_taps = taps.packets()
