@@ -155,10 +155,10 @@ class TemplateTier:
         await self._copier.wake(guest, instruct)
 
 
-class PreparedTier:
-    """A copy whose domain waits, paused, for its state."""
+class PooledTier:
+    """What the tiers have in common whose guests are kept ready."""
 
-    name = "prepared"
+    name = ""
 
     def __init__(self, copier: Copier, at_once: asyncio.Semaphore, pool: Pool) -> None:
         self.at_once = at_once
@@ -166,46 +166,41 @@ class PreparedTier:
         self._copier = copier
 
     def unavailable(self) -> str:
-        return unavailable(self._copier.keeper, self.pool)
+        return self._copier.keeper.unavailable() or ("" if self.pool.ready() else EMPTY_POOL)
 
     def claim(self) -> Guest | None:
         return self.pool.take()
 
     async def bring_up(self, guest: Guest, instruct: Instruct) -> None:
+        raise NotImplementedError
+
+    async def make(self, guest: Guest) -> None:
+        """Make ``guest`` one of the pool's. Raises FabricError."""
+        raise NotImplementedError
+
+
+class PreparedTier(PooledTier):
+    """A copy whose domain waits, paused, for its state."""
+
+    name = "prepared"
+
+    async def bring_up(self, guest: Guest, instruct: Instruct) -> None:
         await self._copier.wake(guest, instruct)
 
     async def make(self, guest: Guest) -> None:
-        """Make ``guest`` one of the pool's."""
         await self._copier.prepare(guest)
 
 
-class WarmTier:
+class WarmTier(PooledTier):
     """A copy that runs, is somebody, and is idle. Its guest came before the request."""
 
     name = "warm"
-
-    def __init__(self, copier: Copier, at_once: asyncio.Semaphore, pool: Pool) -> None:
-        self.at_once = at_once
-        self.pool = pool
-        self._copier = copier
-
-    def unavailable(self) -> str:
-        return unavailable(self._copier.keeper, self.pool)
-
-    def claim(self) -> Guest | None:
-        return self.pool.take()
 
     async def bring_up(self, guest: Guest, instruct: Instruct) -> None:
         guest.advance(GuestEvent.CLAIMED)
         await configured(self._copier.steps, guest, instruct, COPY_DEADLINE)
 
     async def make(self, guest: Guest) -> None:
-        """Make ``guest`` one of the pool's."""
         await self._copier.prepare(guest)
         await self._copier.wake(guest)
         guest.advance(GuestEvent.PARKED)
-
-
-def unavailable(keeper: TemplateKeeper, pool: Pool) -> str:
-    """Why nothing can be had out of the pool."""
-    return keeper.unavailable() or ("" if pool.ready() else EMPTY_POOL)

@@ -32,7 +32,7 @@ from fabric.host.bridge_ports import BridgePorts
 from fabric.host.bundle import Bundle
 from fabric.host.channel import Channel
 from fabric.host.config import HostConfig
-from fabric.host.copies import impostor
+from fabric.host.copies import PooledTier, impostor
 from fabric.host.domain_xml import OwnerMark, mark_element
 from fabric.host.domains import DomainEvent, Hypervisor
 from fabric.host.endings import Endings
@@ -52,7 +52,7 @@ from fabric.host.ping import Ping, ping
 from fabric.host.provision import Provisioner, SshKeys, SshProvisioner
 from fabric.host.records import SavedConnection
 from fabric.host.steps import Hooks, Steps
-from fabric.host.supply import PooledTier, Slots, Supply
+from fabric.host.supply import Slots, Supply
 from fabric.host.template import TemplateStore
 from fabric.host.tiers import Instruct, Tier
 from fabric.wire.control import AgentEvent, Identified, Message

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabric.host.copies import Copier, PreparedTier, TemplateTier, WarmTier
+from fabric.host.copies import Copier, PooledTier, PreparedTier, TemplateTier, WarmTier
 from fabric.host.guest import Guest
 from fabric.host.pool import Pool
 from fabric.host.steps import Steps
@@ -37,8 +37,6 @@ COPIES_PER_CPU = 4
 WAKES_PER_CPU = 1
 """Copies waking up at once per processor. They do nothing but compute: more at once would only make
 those that came first wait for those that came last."""
-
-PooledTier = PreparedTier | WarmTier
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,8 @@ class Supply:
             copier = Copier(steps, keeper)
             wakes = asyncio.Semaphore(WAKES_PER_CPU * cpus)
             around = _Surroundings(slots.busy, keeper)
-            for kind in (WarmTier, PreparedTier):
+            kinds: tuple[type[PooledTier], ...] = (WarmTier, PreparedTier)
+            for kind in kinds:
                 if kind.name in pooled:
                     self._add_pooled(kind, copier, wakes, around)
             copies = asyncio.Semaphore(COPIES_PER_CPU * cpus)
