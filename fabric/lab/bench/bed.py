@@ -128,12 +128,10 @@ class Bed:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Raises what :func:`fabric.lab.builder.up` raises."""
-        if self._name in state.recorded_labs(self._options.run_dir):
-            raise Conflict(
-                f"there is a lab {self._name} already", cure=f"fabric down --lab {self._name}"
-            )
+        """Raises Conflict when a lab of this name runs, and what :func:`fabric.lab.builder.up`
+        raises. One that is dead is what a killed benchmark left, and is taken down first."""
         self.machine = machine = Machine.real(self._options.libvirt_uri)
+        self._make_room(machine)
         with ExitStack() as stack:
             stack.callback(builder.down, self._name, self._options.run_dir, machine, self._progress)
             builder.up(self.spec, machine, self._progress)
@@ -141,6 +139,15 @@ class Bed:
             self.keys = SshKeys(image.host_public_key, image.client_key)
             self._stack = stack.pop_all()
         return self
+
+    def _make_room(self, machine: Machine) -> None:
+        run_dir = self._options.run_dir
+        if self._name not in state.recorded_labs(run_dir):
+            return
+        if state.require(run_dir, self._name).live:
+            cure = f"fabric down --lab {self._name}"
+            raise Conflict(f"a lab {self._name} is running already", cure=cure)
+        builder.down(self._name, run_dir, machine, self._progress)
 
     def __exit__(
         self,
