@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fabric.errors import EnvironmentFault, FabricError, NoSpace, NotRoot, ToolMissing
-from fabric.host.image import FORMAT, PYTHON_ROOT, sha256_of
+from fabric.host.vmm.image import FORMAT, PYTHON_ROOT, sha256_of
 from images.archive import KEYRING, OS_RELEASE, RELEASE, Package, PackageArchive
 from images.initramfs import add_keys, ensure_keys, make_initrd
 from images.root import make_root

@@ -46,9 +46,9 @@ else
   say "virtual environment: up to date"
 fi
 
-started=$(.venv/bin/python -c "from fabric.host.libvirtd import ensure_libvirtd; print(ensure_libvirtd())")
+started=$(.venv/bin/python -c "from fabric.host.vmm.libvirtd import ensure_libvirtd; print(ensure_libvirtd())")
 [ "$started" = True ] && say "libvirt: started libvirtd" || say "libvirt: answers"
-allowed=$(.venv/bin/python -c "from fabric.host.apparmor import AppArmor as A; print(A().ensure() and A().local)")
+allowed=$(.venv/bin/python -c "from fabric.host.vmm.apparmor import AppArmor as A; print(A().ensure() and A().local)")
 [ "$allowed" = False ] || say "AppArmor: guests may use templates in /dev/shm/fabric (our lines in $allowed)"
 say "guest image:"
 .venv/bin/python images/build.py

@@ -73,8 +73,8 @@ def execute(guest: GuestArgument, command: CommandArgument, lab: LabOption = Non
     """Run a command inside a guest over SSH; its exit code is passed on."""
     recorded = pick_lab(lab)
     host, view = _guest(recorded, guest)
-    from fabric.host.netns import enter_netns
-    from fabric.host.provision import run_command
+    from fabric.host.guest.provision import run_command
+    from fabric.host.network.netns import enter_netns
 
     keys = _ssh_keys(view["guest_host_key"])
     # Only this host's namespace has a way to its guests. Nothing after this needs another one.
@@ -122,7 +122,7 @@ def capture(
 
 def _namespace(recorded: LabState, host: str) -> str:
     """The namespace of a host. Raises NameUnknown, Unreachable when it is gone, NotRoot."""
-    from fabric.host.netns import NETNS_DIR
+    from fabric.host.network.netns import NETNS_DIR
     from fabric.lab.names import namespace_name
     from fabric.lab.preflight import require_root
 
@@ -165,8 +165,8 @@ def _become(argv: Sequence[str], environment: dict[str, str]) -> None:
 
 def _ssh_keys(host_key: str | None) -> Any:
     """``host_key``: the guest's own; None when it has the image's."""
-    from fabric.host.image import load_image
-    from fabric.host.provision import SshKeys
+    from fabric.host.guest.provision import SshKeys
+    from fabric.host.vmm.image import load_image
 
     image = load_image(context.state_dir())
     return SshKeys(host_key or image.host_public_key, image.client_key)

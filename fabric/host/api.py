@@ -19,9 +19,9 @@ from prometheus_client.registry import Collector
 from fabric import __version__
 from fabric.errors import FabricError
 from fabric.host import views
-from fabric.host.connections import Connection, State
-from fabric.host.orchestrator import Orchestrator
-from fabric.host.reaper import Action
+from fabric.host.control.connections import Connection, State
+from fabric.host.control.orchestrator import Orchestrator
+from fabric.host.upkeep.reaper import Action
 
 
 class Reap(Protocol):
@@ -35,7 +35,7 @@ def build_api(
     reap: Reap,
 ) -> FastAPI:
     """``status`` adds what only the process knows; ``shutdown`` asks it to end; ``reap`` is
-    :meth:`fabric.host.housekeeping.Housekeeper.run`."""
+    :meth:`fabric.host.upkeep.housekeeping.Housekeeper.run`."""
     app = FastAPI(title="fabric orchestrator", version=__version__)
     registry = CollectorRegistry()
     registry.register(_Metrics(orchestrator, status))

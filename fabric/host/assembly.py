@@ -15,27 +15,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fabric.host.adoption import Inheritance
-from fabric.host.bridge_ports import BridgePorts
-from fabric.host.bundle import Bundle
 from fabric.host.config import HostConfig
-from fabric.host.domains import Hypervisor
+from fabric.host.control.orchestrator import Orchestrator
+from fabric.host.control.ports import Clock, Datapath
+from fabric.host.control.records import Records
+from fabric.host.control.succession import Succession
+from fabric.host.control.vigil import AgentWatch
 from fabric.host.events import EventLog
 from fabric.host.faults import OnStep, pass_by
-from fabric.host.guest import NO_CONNECTION, Accelerator, Guest, Image
-from fabric.host.guests import GuestManager
-from fabric.host.housekeeping import House, Housekeeper, KernelState
+from fabric.host.guest.adoption import Inheritance
+from fabric.host.guest.bundle import Bundle
+from fabric.host.guest.guest import NO_CONNECTION, Accelerator, Guest, Image
+from fabric.host.guest.guests import GuestManager
+from fabric.host.guest.provision import Provisioner
+from fabric.host.guest.template import TemplateStore
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
-from fabric.host.orchestrator import Orchestrator
-from fabric.host.ping import Ping, ping
-from fabric.host.ports import Clock, Datapath
+from fabric.host.network.bridge_ports import BridgePorts
+from fabric.host.network.ping import Ping, ping
 from fabric.host.process import boot_id
-from fabric.host.provision import Provisioner
-from fabric.host.records import Records
-from fabric.host.succession import Succession
-from fabric.host.template import TemplateStore
-from fabric.host.vigil import AgentWatch
+from fabric.host.upkeep.housekeeping import House, Housekeeper, KernelState
+from fabric.host.vmm.domains import Hypervisor
 from fabric.routing.policy import ApplicationFacts, Policy
 from fabric.routing.protocols import compute_table
 from fabric.routing.topology import Topology
@@ -44,7 +44,8 @@ from fabric.wire.inner import FiveTuple
 
 
 class Kernel(Datapath, KernelState, Protocol):
-    """Everything a host asks of its kernel, see :class:`fabric.host.datapath.KernelDatapath`."""
+    """Everything a host asks of its kernel, see
+    :class:`fabric.host.control.datapath.KernelDatapath`."""
 
     def attach(self, identity: GuestIdentity) -> None: ...
     def detach(self, identity: GuestIdentity) -> None: ...

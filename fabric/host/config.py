@@ -82,8 +82,8 @@ class HostConfig:
     announce: bool = True
     """Tell the hosts on the expected path ahead that a connection is coming."""
     watch_agents: bool = True
-    """Replace guests whose agents fall silent, see fabric.host.vigil. False is for those who stop
-    agents on purpose."""
+    """Replace guests whose agents fall silent, see fabric.host.control.vigil. False is for those
+    who stop agents on purpose."""
     spawning: bool = True
     """False: detect requests but spawn nothing (and so forward nothing)."""
     guest_memory_mib: int = 128
@@ -92,7 +92,7 @@ class HostConfig:
     run_dir: str = "/run/fabric"
     state_dir: str = "/var/lib/fabric"
     template_dir: str = TEMPLATE_DIR
-    """Shared by all orchestrators of the machine, see fabric.host.template."""
+    """Shared by all orchestrators of the machine, see fabric.host.guest.template."""
     limits: Limits = field(default_factory=Limits)
 
     @property

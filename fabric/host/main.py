@@ -23,21 +23,21 @@ from fastapi import FastAPI
 
 from fabric import __version__
 from fabric.errors import FabricError
-from fabric.host import libvirtd
-from fabric.host.acceleration import Acceleration, QemuBooter, probe
 from fabric.host.api import build_api
-from fabric.host.appfacts import find_facts
 from fabric.host.assembly import Host, Parts
-from fabric.host.bridge_ports import KernelBridgePorts
-from fabric.host.bundle import Bundle, build_bundle, compiler_for
 from fabric.host.config import HostConfig
-from fabric.host.datapath import KernelDatapath
+from fabric.host.control.datapath import KernelDatapath
 from fabric.host.events import EventLog
 from fabric.host.faults import StopAt
-from fabric.host.hypervisor import LibvirtHypervisor
-from fabric.host.image import GuestImage, load_image
-from fabric.host.template import Ingredients, TemplateStore
+from fabric.host.guest.bundle import Bundle, build_bundle, compiler_for
+from fabric.host.guest.template import Ingredients, TemplateStore
+from fabric.host.network.appfacts import find_facts
+from fabric.host.network.bridge_ports import KernelBridgePorts
 from fabric.host.views import Status
+from fabric.host.vmm import libvirtd
+from fabric.host.vmm.acceleration import Acceleration, QemuBooter, probe
+from fabric.host.vmm.hypervisor import LibvirtHypervisor
+from fabric.host.vmm.image import GuestImage, load_image
 from fabric.routing.policy import Policy
 from fabric.routing.topology import Topology
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fabric.host.connections import Connection
+from fabric.host.control.connections import Connection
+from fabric.host.control.orchestrator import Orchestrator
 from fabric.host.events import iso
-from fabric.host.guests import Guest
-from fabric.host.orchestrator import Orchestrator
-from fabric.host.reaper import Action
+from fabric.host.guest.guests import Guest
+from fabric.host.upkeep.reaper import Action
 from fabric.routing.choice import choose
 from fabric.routing.topology import Topology
 
@@ -38,7 +38,7 @@ class Status(BaseModel):
     protocols: list[str]
     overlay_addresses: list[str]
     refused_packets: dict[str, int]
-    """Of guests, by cause; see fabric.host.guard."""
+    """Of guests, by cause; see fabric.host.network.guard."""
 
 
 class ConnectionView(BaseModel):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import ConfigError, EnvironmentFault, FabricError
-from fabric.host.hypervisor import Hypervisor
+from fabric.host.vmm.hypervisor import Hypervisor
 from fabric.lab import names, preflight, state
 from fabric.lab.daemons import ORCHESTRATOR, Daemon, Emulator, Orchestrator, Service
 from fabric.lab.links import Link
@@ -46,7 +46,7 @@ class Machine:
     @classmethod
     def real(cls, libvirt_uri: str) -> Machine:
         """This machine with its libvirt."""
-        from fabric.host.hypervisor import LibvirtHypervisor
+        from fabric.host.vmm.hypervisor import LibvirtHypervisor
 
         return cls(lambda: LibvirtHypervisor(libvirt_uri), stale_templates=stale_templates)
 

@@ -27,7 +27,7 @@ from fabric.lab import preflight
 from fabric.lab.builder import Machine
 
 if TYPE_CHECKING:
-    from fabric.host.netlink import Netlink
+    from fabric.host.network.netlink import Netlink
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -66,7 +66,7 @@ table ip probe {
  }
 }
 """
-"""The two kernel features steering stands on, in small (see fabric.host.steering)."""
+"""The two kernel features steering stands on, in small (see fabric.host.network.steering)."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def _libnftables(_: Surroundings) -> tuple[str, str]:
 def _scratch() -> Iterator[Netlink]:
     """A namespace to try things in; it is removed again. Raises NotRoot."""
     preflight.require_root()
-    from fabric.host.netlink import Netlink
-    from fabric.host.netns import create_netns, delete_netns
+    from fabric.host.network.netlink import Netlink
+    from fabric.host.network.netns import create_netns, delete_netns
 
     name = f"fabric-doctor-{os.getpid()}"
     create_netns(name)
@@ -158,8 +158,8 @@ def _scratch() -> Iterator[Netlink]:
 
 def _nftables(_: Surroundings) -> tuple[str, str]:
     """Load small steering rules."""
-    from fabric.host.netns import enter_netns
-    from fabric.host.nftables import Nftables
+    from fabric.host.network.netns import enter_netns
+    from fabric.host.network.nftables import Nftables
 
     failure: list[FabricError] = []
 
@@ -186,7 +186,7 @@ def _nftables(_: Surroundings) -> tuple[str, str]:
 
 def _isolation(_: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
     """Whether guests can be kept from sending as somebody else, and from this machine."""
-    from fabric.host.bridge_ports import PORT_OPTIONS, is_locked
+    from fabric.host.network.bridge_ports import PORT_OPTIONS, is_locked
 
     with _scratch() as netlink:
         netlink.create_bridge("probe", alias="fabric doctor")
@@ -224,7 +224,7 @@ def _bridge(_: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
 
 
 def _libvirt(around: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
-    from fabric.host.libvirtd import SYSTEM_URI, answers
+    from fabric.host.vmm.libvirtd import SYSTEM_URI, answers
 
     if answers(around.libvirt_uri):
         return OK, f"{around.libvirt_uri} answers"
@@ -242,7 +242,7 @@ def _libvirt(around: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
 
 
 def _apparmor(_: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
-    from fabric.host.apparmor import CURE, AppArmor
+    from fabric.host.vmm.apparmor import CURE, AppArmor
 
     apparmor = AppArmor()
     if not apparmor.confines_guests:
@@ -253,14 +253,14 @@ def _apparmor(_: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
 
 
 def _image(around: Surroundings) -> tuple[str, str]:
-    from fabric.host.image import load_image
+    from fabric.host.vmm.image import load_image
 
     return OK, f"valid, digest {load_image(around.state_dir, verify=True).digest[:16]}"
 
 
 def _acceleration(around: Surroundings) -> tuple[str, str] | tuple[str, str, str]:
-    from fabric.host.acceleration import probe
-    from fabric.host.image import load_image
+    from fabric.host.vmm.acceleration import probe
+    from fabric.host.vmm.image import load_image
 
     verdict = probe(load_image(around.state_dir), around.state_dir)
     detail = f"{verdict.kind} on {verdict.machine}: {verdict.reason}"

@@ -6,7 +6,7 @@ first line of a hosts file, the run directory itself, the manifest of a template
 never touched, whatever it is called.
 
 In a lab that lives, only its orchestrators know what has an owner: they are asked to compare now
-(:mod:`fabric.host.reaper`), as they do by themselves every minute.
+(:mod:`fabric.host.upkeep.reaper`), as they do by themselves every minute.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import FabricError, HypervisorDown
-from fabric.host import template
-from fabric.host.remains import qemus
+from fabric.host.guest import template
+from fabric.host.vmm.remains import qemus
 from fabric.lab import names, processes, resources, state
 from fabric.lab.builder import Machine
 from fabric.lab.client import HostClient

@@ -10,7 +10,7 @@ from typing import Any
 
 from fabric.errors import FabricError
 from fabric.host.config import HostConfig
-from fabric.host.netns import NETNS_DIR
+from fabric.host.network.netns import NETNS_DIR
 from fabric.lab import names
 from fabric.lab.client import HostClient
 from fabric.lab.spec import LinkSpec

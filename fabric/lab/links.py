@@ -1,8 +1,8 @@
 """The underlay links of a lab: veth pairs between namespaces, with the rate, delay and loss given.
 
-Owns: making links. May import: errors, host.netlink, lab. The rate is a token bucket on either end.
-Delay and loss are the kernel's netem where it has one, and otherwise our link emulator in the
-middle (see fabric.lab.emulator); an unimpaired link is a plain veth pair.
+Owns: making links. May import: errors, host.network.netlink, lab. The rate is a token bucket on
+either end. Delay and loss are the kernel's netem where it has one, and otherwise our link emulator
+in the middle (see fabric.lab.emulator); an unimpaired link is a plain veth pair.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fabric.errors import EnvironmentFault, KernelLacks
-from fabric.host.netlink import Netlink
+from fabric.host.network.netlink import Netlink
 from fabric.lab import names
 from fabric.lab.names import Owner
 from fabric.lab.resources import Resource, delete_if_there

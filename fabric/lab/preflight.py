@@ -34,8 +34,8 @@ def require_machine(spec: LabSpec) -> None:
         raise ToolMissing("`ip` is not installed", cure="install the Debian package iproute2")
     if not TUN_DEVICE.exists():
         raise KernelLacks(f"{TUN_DEVICE} does not exist", cure="load the module: modprobe tun")
-    from fabric.host.image import load_image
-    from fabric.host.libvirtd import ensure_libvirtd
+    from fabric.host.vmm.image import load_image
+    from fabric.host.vmm.libvirtd import ensure_libvirtd
 
     load_image(Path(spec.hosts[0].state_dir))
     ensure_libvirtd(spec.hosts[0].libvirt_uri)

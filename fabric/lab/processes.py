@@ -1,8 +1,8 @@
 """Processes of a lab: starting them inside a namespace, and ending exactly those.
 
-Owns: daemons of a lab and signals to them. May import: errors, host.process, host.netns. Signals go
-through a pidfd taken *before* the identity of the process is checked, so a recycled process id can
-never be hit.
+Owns: daemons of a lab and signals to them. May import: errors, host.process, host.network.netns.
+Signals go through a pidfd taken *before* the identity of the process is checked, so a recycled
+process id can never be hit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fabric.errors import EnvironmentFault, ToolMissing
-from fabric.host.netns import NETNS_DIR
+from fabric.host.network.netns import NETNS_DIR
 from fabric.host.process import Process
 
 TERM_GRACE = 3.0

@@ -14,8 +14,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from fabric.errors import Conflict, NameUnknown
-from fabric.host.bridge_ports import deafen
 from fabric.host.config import HostConfig
+from fabric.host.network.bridge_ports import deafen
 from fabric.lab import names, processes, state
 from fabric.lab.names import Owner
 from fabric.lab.spec import LabSpec

@@ -23,10 +23,10 @@ def stale_templates(
     if not directory.is_dir():
         return []
     # What building a bundle and an image's digest need is not paid where there are no templates.
-    from fabric.host.acceleration import QemuBooter, verdict
-    from fabric.host.bundle import build_bundle, compiler_for
-    from fabric.host.image import load_image
-    from fabric.host.template import Ingredients, stale
+    from fabric.host.guest.bundle import build_bundle, compiler_for
+    from fabric.host.guest.template import Ingredients, stale
+    from fabric.host.vmm.acceleration import QemuBooter, verdict
+    from fabric.host.vmm.image import load_image
 
     try:
         image = load_image(state_dir)

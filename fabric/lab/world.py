@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from fabric.errors import Conflict
-from fabric.host import netns
-from fabric.host.netlink import LinkInfo, Netlink
+from fabric.host.network import netns
+from fabric.host.network.netlink import LinkInfo, Netlink
 from fabric.lab.names import Owner
 
 if TYPE_CHECKING:
-    from fabric.host.hypervisor import Hypervisor
+    from fabric.host.vmm.hypervisor import Hypervisor
 
 ROOT = ""
 """Stands for the caller's own namespace, where bridges and taps live."""

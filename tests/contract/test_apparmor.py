@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host.apparmor import RULES
-from fabric.host.domain_xml import MemoryFile, render
+from fabric.host.vmm.apparmor import RULES
+from fabric.host.vmm.domain_xml import MemoryFile, render
 from tests.unit.guest_samples import spec
 
 HELPER = Path("/usr/lib/libvirt/virt-aa-helper")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import Conflict, SpawnFailed
-from fabric.host.domain_xml import OwnerMark, mark_element, render
-from fabric.host.hypervisor import DomainEvent, Hypervisor, LibvirtHypervisor
-from fabric.host.hypervisor_fake import FakeHypervisor
 from fabric.host.identity import GuestIdentity
+from fabric.host.vmm.domain_xml import OwnerMark, mark_element, render
+from fabric.host.vmm.hypervisor import DomainEvent, Hypervisor, LibvirtHypervisor
+from fabric.host.vmm.hypervisor_fake import FakeHypervisor
 from tests.unit.guest_samples import CONFIG, spec
 
 NAMES = ("fake", "libvirt")

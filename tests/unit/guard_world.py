@@ -20,12 +20,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fabric.host.bridge_ports import KernelBridgePorts, deafen
-from fabric.host.guard import link_local
-from fabric.host.intercept import MissDevice
-from fabric.host.netlink import Netlink
-from fabric.host.netns import create_netns, delete_netns
-from fabric.host.steering import NftSteering, SteeringConfig
+from fabric.host.network.bridge_ports import KernelBridgePorts, deafen
+from fabric.host.network.guard import link_local
+from fabric.host.network.intercept import MissDevice
+from fabric.host.network.netlink import Netlink
+from fabric.host.network.netns import create_netns, delete_netns
+from fabric.host.network.steering import NftSteering, SteeringConfig
 from fabric.wire.inner import UDP, checksum
 from tests.unit.netns_world import GATEWAY, PREFIXES, SUBNET, Inside, NftablesThere
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from fabric.errors import ProvisionFailed
 from fabric.host.config import HostConfig
-from fabric.host.domain_xml import DomainSpec
-from fabric.host.domains import DomainHandle
-from fabric.host.hypervisor_fake import FakeHypervisor
 from fabric.host.identity import GuestIdentity
+from fabric.host.vmm.domain_xml import DomainSpec
+from fabric.host.vmm.domains import DomainHandle
+from fabric.host.vmm.hypervisor_fake import FakeHypervisor
 from fabric.wire.control import (
     AgentEvent,
     Configure,

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fabric.host.bridge_ports_fake import FakeBridgePorts
-from fabric.host.bundle import Bundle
-from fabric.host.guests import Guest, GuestManager
+from fabric.host.guest.bundle import Bundle
+from fabric.host.guest.guests import Guest, GuestManager
+from fabric.host.network.bridge_ports_fake import FakeBridgePorts
 from tests.unit.guest_samples import (
     CONFIG,
     FakeAgents,

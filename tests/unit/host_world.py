@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from fabric.errors import AgentLost, NameUnknown, ProvisionFailed
-from fabric.host.adoption import Inheritance
 from fabric.host.assembly import Host, Parts
-from fabric.host.bridge_ports_fake import FakeBridgePorts
-from fabric.host.bundle import Bundle
 from fabric.host.config import HostConfig, PoolConfig
-from fabric.host.connections import Connection, HeldPacket, State
-from fabric.host.domain_xml import OwnerMark
+from fabric.host.control.connections import Connection, HeldPacket, State
 from fabric.host.events import EventLog
 from fabric.host.faults import Step
-from fabric.host.guest import Guest
+from fabric.host.guest.adoption import Inheritance
+from fabric.host.guest.bundle import Bundle
+from fabric.host.guest.guest import Guest
+from fabric.host.guest.lifecycle import GuestState
+from fabric.host.guest.template import Ingredients, TemplateStore
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
-from fabric.host.lifecycle import GuestState
-from fabric.host.steering import Entries
-from fabric.host.steering_fake import FakeSteering
-from fabric.host.template import Ingredients, TemplateStore
+from fabric.host.network.bridge_ports_fake import FakeBridgePorts
+from fabric.host.network.steering import Entries
+from fabric.host.network.steering_fake import FakeSteering
+from fabric.host.vmm.domain_xml import OwnerMark
 from fabric.routing.policy import ApplicationFacts
 from fabric.wire.control import (
     ClockReading,
@@ -111,7 +111,7 @@ class LivingAgents(FakeAgents):
         return await super().reach(address, timeout)
 
     async def ping(self, address: str, timeout: float) -> None:
-        """Implements :data:`fabric.host.ping.Ping`."""
+        """Implements :data:`fabric.host.network.ping.Ping`."""
         if address in self.unplugged or address not in self.homes:
             raise AgentLost(f"{address}: nobody answers")
 
@@ -129,7 +129,7 @@ class LivingAgents(FakeAgents):
 
 class LivingHypervisor(ServingHypervisor):
     """Its domains take their sockets with them, and calls wait for a libvirtd that went away, as
-    those of :class:`fabric.host.hypervisor.LibvirtHypervisor` do."""
+    those of :class:`fabric.host.vmm.hypervisor.LibvirtHypervisor` do."""
 
     patience = 2.0
     """Seconds."""

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from fabric.host.config import HostConfig
-from fabric.host.hypervisor_fake import FakeHypervisor
+from fabric.host.vmm.hypervisor_fake import FakeHypervisor
 from fabric.lab import names
 from fabric.lab.builder import Machine
 from fabric.lab.spec import End, LabSpec, LinkSpec

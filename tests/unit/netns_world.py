@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fabric.host.delivery import Delivery
-from fabric.host.intercept import MissDevice, _open_tun
-from fabric.host.netlink import Netlink
-from fabric.host.netns import create_netns, delete_netns, enter_netns
-from fabric.host.nftables import Nftables
-from fabric.host.steering import NftSteering, SteeringConfig
+from fabric.host.network.delivery import Delivery
+from fabric.host.network.intercept import MissDevice, _open_tun
+from fabric.host.network.netlink import Netlink
+from fabric.host.network.netns import create_netns, delete_netns, enter_netns
+from fabric.host.network.nftables import Nftables
+from fabric.host.network.steering import NftSteering, SteeringConfig
 from fabric.wire.inner import FiveTuple, parse_flow
 
 PORT = 7704

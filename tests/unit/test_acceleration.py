@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import EnvironmentFault
-from fabric.host import acceleration
-from fabric.host.acceleration import DEADLINES, QemuBooter, Trial, probe, tsc_khz
-from fabric.host.image import GuestImage
+from fabric.host.vmm import acceleration
+from fabric.host.vmm.acceleration import DEADLINES, QemuBooter, Trial, probe, tsc_khz
+from fabric.host.vmm.image import GuestImage
 
 
 class FakeBooter:

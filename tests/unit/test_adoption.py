@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from fabric.host import adoption, endings
-from fabric.host.adoption import choose
-from fabric.host.domains import OwnedDomain
-from fabric.host.lifecycle import GuestState
-from fabric.host.records import SavedConnection, SavedGuest
+from fabric.host.control.records import SavedConnection, SavedGuest
+from fabric.host.guest import adoption, endings
+from fabric.host.guest.adoption import choose
+from fabric.host.guest.lifecycle import GuestState
+from fabric.host.vmm.domains import OwnedDomain
 from fabric.routing.topology import Topology
 from fabric.wire.control import Identity, InstallTable, encode
 from tests.unit.host_world import Life, Machine, machine, until

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host.bundle import build_bundle
+from fabric.host.guest.bundle import build_bundle
 from fabric.routing.policy import ApplicationFacts
 from fabric.wire.control import (
     AgentEvent,

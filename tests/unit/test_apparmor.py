@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import EnvironmentFault
-from fabric.host.apparmor import BEGIN, END, RULES, AppArmor
 from fabric.host.config import TEMPLATE_DIR
-from fabric.host.template import Draft
+from fabric.host.guest.template import Draft
+from fabric.host.vmm.apparmor import BEGIN, END, RULES, AppArmor
 
 OTHERS = "# the site's own\n/srv/firmware/** r,\n"
 

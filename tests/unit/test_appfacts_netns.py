@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host.appfacts import find_facts, unit_of
-from fabric.host.intercept import MissDevice
-from fabric.host.netlink import Netlink
-from fabric.host.netns import create_netns, delete_netns
-from fabric.host.sockdiag import find_socket
+from fabric.host.network.appfacts import find_facts, unit_of
+from fabric.host.network.intercept import MissDevice
+from fabric.host.network.netlink import Netlink
+from fabric.host.network.netns import create_netns, delete_netns
+from fabric.host.network.sockdiag import find_socket
 from fabric.routing.policy import ApplicationFacts
 from fabric.wire.inner import FiveTuple, parse_flow
 from tests.unit.netns_world import Inside, wait_for_packets

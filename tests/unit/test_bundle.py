@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import EnvironmentFault
-from fabric.host.bundle import Compiler, build_bundle, compiler_for
-from fabric.host.bytecode import compile_here, compile_with
-from fabric.host.image import GuestImage, load_image
+from fabric.host.guest.bundle import Compiler, build_bundle, compiler_for
+from fabric.host.guest.bytecode import compile_here, compile_with
+from fabric.host.vmm.image import GuestImage, load_image
 
 STATE = Path(os.environ.get("FABRIC_STATE", "/var/lib/fabric"))
-BUILD = "import sys; from fabric.host.bundle import build_bundle; print(build_bundle().digest)"
+BUILD = (
+    "import sys; from fabric.host.guest.bundle import build_bundle; print(build_bundle().digest)"
+)
 
 
 def package(root: Path, files: dict[str, str]) -> Path:

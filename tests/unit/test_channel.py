@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import AgentLost
-from fabric.host.channel import MAX_MALFORMED, Channel
+from fabric.host.guest.channel import MAX_MALFORMED, Channel
 from fabric.wire.control import AgentEvent, Hello, Message, Query, encode
 
 HELLO = Hello("digest", "3.11.2", 7)

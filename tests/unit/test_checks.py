@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import NotRoot
-from fabric.host.hypervisor_fake import FakeHypervisor
+from fabric.host.vmm.hypervisor_fake import FakeHypervisor
 from fabric.lab.builder import Machine
 from fabric.lab.checks import CHECKS, FAIL, OK, WARN, Result, Surroundings, run_checks
 
@@ -44,7 +44,7 @@ def test_what_is_missing_fails_with_a_cure(
 def test_a_machine_without_libvirt_is_told_which_packages(
     poor: Surroundings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fabric.host.libvirtd.answers", lambda _: False)
+    monkeypatch.setattr("fabric.host.vmm.libvirtd.answers", lambda _: False)
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     around = Surroundings(poor.run_dir, poor.state_dir, "qemu:///system", poor.machine)
     results = checked(around, monkeypatch, "libvirt", "tools")

@@ -18,11 +18,11 @@ BEGINNING = """
     from dataclasses import replace
     from fabric.errors import Conflict, HypervisorDown
     from fabric.host.config import HostConfig
-    from fabric.host.connections import Connection, Role
-    from fabric.host.datapath import KernelDatapath
+    from fabric.host.control.connections import Connection, Role
+    from fabric.host.control.datapath import KernelDatapath
     from fabric.host.identity import GuestIdentity
-    from fabric.host.netlink import Netlink
-    from fabric.host.nftables import Nftables
+    from fabric.host.network.netlink import Netlink
+    from fabric.host.network.nftables import Nftables
     from fabric.routing.topology import Node, Topology
     from fabric.wire.inner import FiveTuple
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fabric.host.config import HostConfig
-from fabric.host.lifecycle import diagram
+from fabric.host.guest.lifecycle import diagram
 from fabric.routing.topology import Topology
 
 ROOT = Path(__file__).parents[2]

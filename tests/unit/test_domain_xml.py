@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host.domain_xml import (
+from fabric.host.vmm.domain_xml import (
     VIRTIO_MMIO_DEVICES,
     MemoryFile,
     OwnerMark,

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.errors import ConfigError
-from fabric.host.netlink import Netlink
-from fabric.host.netns import create_netns, delete_netns
+from fabric.host.network.netlink import Netlink
+from fabric.host.network.netns import create_netns, delete_netns
 from fabric.lab.delay_line import DelayLine
 from fabric.lab.emulator import load_links
 from fabric.lab.links import netem_arguments

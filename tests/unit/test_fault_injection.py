@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host import adoption, copies, endings, messages, pool
-from fabric.host import guest as guest_module
-from fabric.host.connections import OPENING_PATIENCE
+from fabric.host.control import messages
+from fabric.host.control.connections import OPENING_PATIENCE
 from fabric.host.faults import Step
+from fabric.host.guest import adoption, copies, endings, pool
+from fabric.host.guest import guest as guest_module
 from tests.unit.host_world import Life, Machine, machine, until
 from tests.unit.test_orchestrator import syn
 

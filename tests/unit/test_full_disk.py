@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host import template_keeper
 from fabric.host.events import EventLog
+from fabric.host.guest import template_keeper
 from tests.unit.host_world import Life, Machine, machine, until
 from tests.unit.test_orchestrator import syn
 

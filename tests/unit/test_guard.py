@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from fabric.host.guard import CAUSES, COUNTER, SETS, admission, binding, link_local
-from fabric.host.steering import SteeringConfig, ruleset
+from fabric.host.network.guard import CAUSES, COUNTER, SETS, admission, binding, link_local
+from fabric.host.network.steering import SteeringConfig, ruleset
 from fabric.wire.inner import ICMPV6, TCP, FiveTuple
 
 MAC = "02:fa:71:00:04:01"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fabric.host.steering import NftSteering
+from fabric.host.network.steering import NftSteering
 from fabric.wire.inner import ICMP, TCP, UDP, FiveTuple, checksum
 from tests.unit.guard_world import (
     BROADCAST,

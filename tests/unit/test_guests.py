@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fabric.errors import AgentLost, SpawnFailed
-from fabric.host import guest as guest_module
+from fabric.host.guest import guest as guest_module
+from fabric.host.guest.lifecycle import GuestState
 from fabric.host.journal import Journal
-from fabric.host.lifecycle import GuestState
 from fabric.wire.control import Configure, Counters, Query, encode
 from tests.unit.guest_samples import CONFIG
 from tests.unit.guest_world import CONNECTION, World, run, until

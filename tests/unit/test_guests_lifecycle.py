@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from fabric.host.lifecycle import (
+from fabric.host.guest.lifecycle import (
     TRANSITIONS,
     GuestEvent,
     GuestState,

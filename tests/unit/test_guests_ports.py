@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host.lifecycle import GuestState
+from fabric.host.guest.lifecycle import GuestState
 from tests.unit.guest_world import World, run
 from tests.unit.test_tiers import ready, store
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host import endings, vigil
-from fabric.host.domain_xml import OwnerMark
-from fabric.host.housekeeping import Housekeeper
+from fabric.host.control import vigil
+from fabric.host.guest import endings
 from fabric.host.journal import GUEST_KIND, Journal
-from fabric.host.reaper import Verb
+from fabric.host.upkeep.housekeeping import Housekeeper
+from fabric.host.upkeep.reaper import Verb
+from fabric.host.vmm.domain_xml import OwnerMark
 from fabric.wire.control import Configure
 from fabric.wire.inner import FiveTuple
 from tests.unit.host_world import INGREDIENTS, Life, Machine, machine, until

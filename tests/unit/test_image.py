@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import ImageInvalid, ImageMissing
-from fabric.host.image import FORMAT, kernel_arguments, load_image, sha256_of
+from fabric.host.vmm.image import FORMAT, kernel_arguments, load_image, sha256_of
 from images.cpio import Archive
 
 

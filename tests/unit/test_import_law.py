@@ -21,13 +21,17 @@ LAW = {
     "lab": {"errors", "wire", "routing", "host"},
     "cli": {"errors", "wire", "routing", "host", "lab"},
 }
+# the folders of host, lowest first: each may import those before it, and the foundation
+HOST_FOLDERS = ["network", "vmm", "guest", "control", "upkeep"]
+HOST_TOP = {"main", "assembly", "api", "views"}
+"""Modules directly in host that stand on everything; the others are its foundation."""
 # third-party library -> the one module that may import it (typer: the one package)
 OWNERS = {
-    "libvirt": "fabric/host/hypervisor.py",
-    "libvirt_qemu": "fabric/host/hypervisor.py",
-    "paramiko": "fabric/host/provision.py",
-    "jinja2": "fabric/host/domain_xml.py",
-    "pyroute2": "fabric/host/netlink.py",
+    "libvirt": "fabric/host/vmm/hypervisor.py",
+    "libvirt_qemu": "fabric/host/vmm/hypervisor.py",
+    "paramiko": "fabric/host/guest/provision.py",
+    "jinja2": "fabric/host/vmm/domain_xml.py",
+    "pyroute2": "fabric/host/network/netlink.py",
 }
 IMPURE = {"socket", "time", "os", "random", "secrets", "subprocess", "asyncio", "selectors"}
 GUEST_STDLIB = {"_sha256"}
@@ -38,17 +42,32 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 
 def imports(path: Path) -> set[str]:
     """Dotted names of every module a file imports, at any depth of its code."""
+    return modules_named(ast.parse(path.read_text()))
+
+
+def modules_named(tree: ast.AST) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, f"line {node.lineno}: relative import"
             module = node.module or ""
             found.add(module)
             if module == "fabric":
                 found |= {f"fabric.{alias.name}" for alias in node.names}
     return found
+
+
+def at_run_time(path: Path) -> set[str]:
+    """As :func:`imports`, without what only type checkers import."""
+    tree = ast.parse(path.read_text())
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    ]
+    return modules_named(tree)
 
 
 def layer(path: Path) -> str:
@@ -77,6 +96,22 @@ def test_module_keeps_the_import_law(path: Path) -> None:
         assert not foreign, f"{here} runs in the guest: stdlib only"
     if "typer" in tops:
         assert here == "cli"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "host").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_folders_of_host_stand_on_those_below(path: Path) -> None:
+    where = path.relative_to(PACKAGE / "host").parts
+    if len(where) == 1 and path.stem in HOST_TOP | {"__init__"}:
+        return
+    here = HOST_FOLDERS.index(where[0]) if len(where) > 1 else -1
+    for name in at_run_time(path):
+        if name.startswith("fabric.host."):
+            target = name.split(".")[2]
+            assert target not in HOST_TOP, f"{name} is the top of host"
+            if target in HOST_FOLDERS:
+                assert HOST_FOLDERS.index(target) <= here, f"{name} stands above"
 
 
 def test_only_the_cli_prints_exits_or_reads_the_environment() -> None:

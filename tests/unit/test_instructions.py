@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from fabric.agent.session import Session
-from fabric.host.instructions import first_sequence
+from fabric.host.control.instructions import first_sequence
 from fabric.wire.packet import SEQUENCES_PER_MS, Packet
 from tests.unit.inner_packets import tcp_packet
 from tests.unit.test_agent import configure

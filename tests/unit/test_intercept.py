@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from fabric.errors import Conflict
-from fabric.host.intercept import FragmentMemory, MissDevice
-from fabric.host.netlink import Netlink
-from fabric.host.netns import create_netns, delete_netns
-from fabric.host.steering import MISS_DEVICE
+from fabric.host.network.intercept import FragmentMemory, MissDevice
+from fabric.host.network.netlink import Netlink
+from fabric.host.network.netns import create_netns, delete_netns
+from fabric.host.network.steering import MISS_DEVICE
 from tests.unit.netns_world import Inside, wait_for_packets
 
 root = pytest.mark.root

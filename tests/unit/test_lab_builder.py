@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import Conflict, EnvironmentFault
-from fabric.host import netns
-from fabric.host.domain_xml import OwnerMark
-from fabric.host.hypervisor_fake import FakeHypervisor
-from fabric.host.netlink import Netlink
+from fabric.host.network import netns
+from fabric.host.network.netlink import Netlink
 from fabric.host.process import boot_id
+from fabric.host.vmm.domain_xml import OwnerMark
+from fabric.host.vmm.hypervisor_fake import FakeHypervisor
 from fabric.lab import builder, gc, names, processes, state
 from tests.unit import lab_samples
 

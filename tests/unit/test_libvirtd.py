@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import HypervisorDown
-from fabric.host import hypervisor as hypervisor_module
-from fabric.host.hypervisor import LibvirtHypervisor
-from fabric.host.libvirtd import Former, kvm_device_problem, namespaces
 from fabric.host.process import Process, boot_id
+from fabric.host.vmm import hypervisor as hypervisor_module
+from fabric.host.vmm.hypervisor import LibvirtHypervisor
+from fabric.host.vmm.libvirtd import Former, kvm_device_problem, namespaces
 
 
 def test_a_machine_without_the_device_has_no_problem(tmp_path: Path) -> None:

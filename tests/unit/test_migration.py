@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fabric.errors import SpawnFailed
-from fabric.host import migration
+from fabric.host.vmm import migration
 
 
 class Monitor:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from fabric.errors import Conflict, EnvironmentFault, KernelLacks, NameUnknown, NotRoot
-from fabric.host.netlink import Netlink, owned
-from fabric.host.netns import create_netns, delete_netns, list_netns, translate
+from fabric.host.network.netlink import Netlink, owned
+from fabric.host.network.netns import create_netns, delete_netns, list_netns, translate
 
 root = pytest.mark.root
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

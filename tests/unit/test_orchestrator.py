@@ -12,7 +12,7 @@ import pytest
 
 from fabric.errors import SpawnFailed
 from fabric.host.config import HostConfig, Limits
-from fabric.host.connections import (
+from fabric.host.control.connections import (
     CLOSING_LINGER,
     OPENING_PATIENCE,
     Connection,
@@ -20,8 +20,8 @@ from fabric.host.connections import (
     Role,
     State,
 )
+from fabric.host.control.orchestrator import MAX_SPAWNS, STEADY, Orchestrator
 from fabric.host.events import EventLog
-from fabric.host.orchestrator import MAX_SPAWNS, STEADY, Orchestrator
 from fabric.routing.policy import ApplicationFacts, Policy
 from fabric.routing.protocols import compute_table
 from fabric.routing.topology import Link, Node, Topology

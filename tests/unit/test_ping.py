@@ -8,7 +8,7 @@ import os
 import pytest
 
 from fabric.errors import AgentLost
-from fabric.host.ping import ping
+from fabric.host.network.ping import ping
 
 pytestmark = [
     pytest.mark.root,

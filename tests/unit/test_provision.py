@@ -16,7 +16,7 @@ import paramiko
 import pytest
 
 from fabric.errors import ProvisionFailed
-from fabric.host.provision import AGENT_PATH, SshKeys, connect, push_agent
+from fabric.host.guest.provision import AGENT_PATH, SshKeys, connect, push_agent
 
 BUNDLE = os.urandom(200_000)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fabric.host.reaper import Known, KnownGuest, Observed, Verb, due, plan
+from fabric.host.upkeep.reaper import Known, KnownGuest, Observed, Verb, due, plan
 from fabric.wire.inner import FiveTuple
 
 FLOW = FiveTuple(4, 6, "10.77.0.1", 40000, "10.77.0.3", 80)

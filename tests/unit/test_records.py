@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fabric.errors import EnvironmentFault
-from fabric.host.connections import Connection, Role, State
-from fabric.host.records import Records, SavedConnection, SavedGuest
+from fabric.host.control.connections import Connection, Role, State
+from fabric.host.control.records import Records, SavedConnection, SavedGuest
 from fabric.routing.policy import ApplicationFacts
 from fabric.wire.inner import FiveTuple
 

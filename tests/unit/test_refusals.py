@@ -37,7 +37,7 @@ def no_image(_: pytest.MonkeyPatch) -> None:
 
 
 def no_libvirt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("fabric.host.image.load_image", lambda _: None)
+    patch.setattr("fabric.host.vmm.image.load_image", lambda _: None)
 
 
 @pytest.mark.root

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from fabric.host.process import Process
-from fabric.host.remains import kill, qemus
+from fabric.host.vmm.remains import kill, qemus
 
 PREFIX = f"fabric-remains{os.getpid()}-h1-"
 

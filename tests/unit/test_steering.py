@@ -8,8 +8,8 @@ import pytest
 
 from fabric.errors import NameUnknown
 from fabric.host.config import HostConfig
-from fabric.host.steering import Steering, SteeringConfig, next_hop_v6, ruleset
-from fabric.host.steering_fake import FakeSteering
+from fabric.host.network.steering import Steering, SteeringConfig, next_hop_v6, ruleset
+from fabric.host.network.steering_fake import FakeSteering
 from fabric.wire.inner import FiveTuple
 
 FLOW = FiveTuple(4, 6, "10.77.0.1", 4000, "10.77.0.2", 80)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.host.steering import MISS_DEVICE
+from fabric.host.network.steering import MISS_DEVICE
 from fabric.wire.inner import ICMP, ICMPV6, FiveTuple, embedded_flow, parse_flow, refusal
 from tests.unit.netns_world import GUEST, OVERLAY_MTU, Host, two_hosts, wrap
 

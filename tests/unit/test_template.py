@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fabric.errors import EnvironmentFault
-from fabric.host import template
-from fabric.host.template import Ingredients, Template, TemplateStore, stale
+from fabric.host.guest import template
+from fabric.host.guest.template import Ingredients, Template, TemplateStore, stale
 
 MADE_OF = Ingredients("image", "boot", "agent", "qemu 7", "microvm", "tcg", "layout", 1)
 KERNEL = bytes(range(256)) * 1024

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from fabric.host import copies, template_keeper
 from fabric.host.config import PoolConfig
-from fabric.host.guests import Guest
+from fabric.host.guest import copies, template_keeper
+from fabric.host.guest.guests import Guest
+from fabric.host.guest.lifecycle import GuestState
+from fabric.host.guest.pool import wanted
+from fabric.host.guest.template import Ingredients, TemplateStore
 from fabric.host.journal import Journal
-from fabric.host.lifecycle import GuestState
-from fabric.host.pool import wanted
-from fabric.host.template import Ingredients, TemplateStore
 from fabric.wire.control import Configure, Identify
 from tests.unit.guest_samples import configure
 from tests.unit.guest_world import World, run, until

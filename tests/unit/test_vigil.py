@@ -6,9 +6,7 @@ import asyncio
 
 import pytest
 
-from fabric.host.guest import Guest
-from fabric.host.identity import GuestIdentity
-from fabric.host.vigil import (
+from fabric.host.control.vigil import (
     HELD_UP,
     PATIENCE_LIMIT,
     QUESTIONS_PER_SECOND,
@@ -17,6 +15,8 @@ from fabric.host.vigil import (
     AgentWatch,
     Vigil,
 )
+from fabric.host.guest.guest import Guest
+from fabric.host.identity import GuestIdentity
 from fabric.wire.control import Identity
 from tests.unit.guest_samples import CONFIG
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fabric.host.libvirtd import Former
+from fabric.host.vmm.libvirtd import Former
 from tests.vm.conftest import lab
 from tests.vm.lab import ROOT, Lab, qemu_pid, wait_for
 

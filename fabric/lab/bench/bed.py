@@ -22,9 +22,9 @@ from typing import Any, Self, TypeVar
 
 from fabric.errors import Conflict, EnvironmentFault, GuestFault
 from fabric.host.config import HostConfig
-from fabric.host.image import load_image
-from fabric.host.netns import enter_netns
-from fabric.host.provision import SshKeys, run_command
+from fabric.host.guest.provision import SshKeys, run_command
+from fabric.host.network.netns import enter_netns
+from fabric.host.vmm.image import load_image
 from fabric.lab import builder, state
 from fabric.lab.bench import traffic
 from fabric.lab.builder import Machine, Progress

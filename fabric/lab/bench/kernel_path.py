@@ -13,7 +13,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 
-from fabric.host.nftables import Nftables
+from fabric.host.network.nftables import Nftables
 from fabric.lab.bench.bed import Bed, Seat
 
 EVERYTHING = "198.18.0.0/15"

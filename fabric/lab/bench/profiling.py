@@ -16,7 +16,7 @@ from pathlib import Path as File
 from typing import Any
 
 from fabric.errors import FabricError, GuestFault
-from fabric.host.provision import AGENT_PATH
+from fabric.host.guest.provision import AGENT_PATH
 from fabric.lab.bench import guest_profile
 from fabric.lab.bench.bed import Bed, Seat
 from fabric.lab.bench.paths import Path

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fabric.errors import AgentLost, SpawnFailed
-from fabric.host.acceleration import ENDED_WITH_US
-from fabric.host.copies import ENTROPY_SIZE
-from fabric.host.host_key import HostKey
+from fabric.host.guest.copies import ENTROPY_SIZE
+from fabric.host.guest.host_key import HostKey
+from fabric.host.guest.provision import SshKeys, connect, push_agent
 from fabric.host.identity import GuestIdentity
-from fabric.host.provision import SshKeys, connect, push_agent
+from fabric.host.vmm.acceleration import ENDED_WITH_US
 from fabric.wire.control import Configure, Decoder, Hello, Identified, Identify, Message
 from fabric.wire.control import encode as encode_message
 

@@ -22,7 +22,7 @@ from typing import Self
 from fabric.errors import GuestFault
 from fabric.host.config import HostConfig
 from fabric.host.identity import GuestIdentity
-from fabric.host.netns import enter_netns
+from fabric.host.network.netns import enter_netns
 from fabric.lab import names
 from fabric.lab.bench.bed import Bed, ip_batch
 from fabric.lab.bench.capture import Capture, Sighting

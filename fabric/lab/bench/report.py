@@ -14,8 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from fabric.host.acceleration import probe
-from fabric.host.image import load_image
+from fabric.host.vmm.acceleration import probe
+from fabric.host.vmm.image import load_image
 
 COLUMNS = (
     "HOPS", "PATH", "WHAT", "PACKETS/S", "MB/S", "LOSS %", "DELAY P50 MS", "P99 MS",

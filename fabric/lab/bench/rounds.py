@@ -17,7 +17,7 @@ from typing import Any
 
 from fabric.errors import EnvironmentFault, NameUnknown
 from fabric.host.config import HostConfig
-from fabric.host.steering import MISS_DEVICE
+from fabric.host.network.steering import MISS_DEVICE
 from fabric.lab.bench import opener
 from fabric.lab.bench.bed import PORT, Bed, emulator_pid
 from fabric.lab.bench.capture import Capture, Sighting

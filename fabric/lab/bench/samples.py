@@ -117,7 +117,7 @@ def spawn_sample(
 
 def _inner_moments(ready: dict[str, Any], at: dict[str, float]) -> dict[str, float]:
     """Moments without an event of their own, from the durations a guest's readiness is told
-    with (see fabric.host.guest): they follow each other without a gap."""
+    with (see fabric.host.guest.guest): they follow each other without a gap."""
     took = {name: float(ms) * 1e3 for name, ms in ready["phases"].items()}
     moments = {}
     if "state_ms" in took and "guest-resumed" in at:

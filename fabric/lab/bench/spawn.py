@@ -15,11 +15,11 @@ from math import ceil
 from typing import Any
 
 from fabric.errors import EnvironmentFault, GuestFault, UserError
-from fabric.host.bundle import build_bundle
 from fabric.host.config import HostConfig
-from fabric.host.connections import Connection, Role
-from fabric.host.guest import underlay_mtu
-from fabric.host.instructions import instructions
+from fabric.host.control.connections import Connection, Role
+from fabric.host.control.instructions import instructions
+from fabric.host.guest.bundle import build_bundle
+from fabric.host.guest.guest import underlay_mtu
 from fabric.lab.bench import opener
 from fabric.lab.bench.bed import PORT, Bed
 from fabric.lab.bench.capture import Capture

@@ -1,0 +1,466 @@
+"""The orchestrator: turns a request for a connection into a guest that carries it.
+
+Owns: what happens to a packet nobody steers yet, and the life of a connection on this host. It is
+never in the data path of an established connection. May import: errors, wire, routing, and its
+neighbours in host; the kernel is reached only through :class:`Datapath`, guests only through
+:class:`Guests`, so that all of this runs in a unit test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fabric.errors import CapacityExceeded, FabricError, GuestFault, WireError
+from fabric.host.config import HostConfig
+from fabric.host.control.capacity import Admission
+from fabric.host.control.connections import Connection, ConnectionTable, HeldPacket, Role, State
+from fabric.host.control.instructions import (
+    announced_flow,
+    announcement,
+    instructions,
+    wrapped_refusal,
+)
+from fabric.host.control.messages import GuestMessages
+from fabric.host.control.ports import Clock, Datapath, Guests
+from fabric.host.control.succession import Succession
+from fabric.host.events import EventLog
+from fabric.host.faults import OnStep, Step, pass_by
+from fabric.host.guest.adoption import Inheritance
+from fabric.host.guest.guests import Guest
+from fabric.host.guest.lifecycle import GuestState
+from fabric.host.identity import GuestIdentity
+from fabric.routing.choice import choose
+from fabric.routing.policy import ApplicationFacts, Policy, select
+from fabric.routing.table import ForwardingTable
+from fabric.routing.topology import Topology
+from fabric.wire.control import Configure, InstallTable
+from fabric.wire.inner import FiveTuple, begins_connection, embedded_flow, parse_flow, refusal
+from fabric.wire.packet import (
+    DEFAULT_HOP_LIMIT,
+    FLAG_REPLY,
+    PAYLOAD_ANNOUNCE,
+    Packet,
+)
+
+log = logging.getLogger(__name__)
+
+# How often a lost guest is replaced before the connection is given up.
+MAX_SPAWNS = 4
+# Seconds a guest must have served for its loss to count as the first again.
+STEADY = 60.0
+
+
+class Orchestrator:
+    """One per host. All methods run on the event loop's thread."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        topology: Topology,
+        table: ForwardingTable,
+        policy: Policy,
+        *,
+        datapath: Datapath,
+        guests: Guests,
+        find_facts: Callable[[FiveTuple, bytes], ApplicationFacts],
+        events: EventLog,
+        clock: Clock,
+        first_serial: int,
+        succession: Succession | None = None,
+        on_step: OnStep = pass_by,
+    ) -> None:
+        """``first_serial``: random start of the low half of connection ids, 0 … 2^32-1, so that
+        ids of a restarted orchestrator do not meet those of its former life."""
+        self.config = config
+        self.topology = topology
+        self.table = table
+        self.policy = policy
+        self.events = events
+        self.clock = clock
+        self.connections = ConnectionTable()
+        self.messages = GuestMessages(self.connections, topology, events, clock)
+        self._datapath = datapath
+        self._guests = guests
+        self._find_facts = find_facts
+        self._succession = succession or Succession(None, events)
+        self._on_step = on_step
+        self._admission = Admission(config.limits, config.guest_memory_mib)
+        self._serial = first_serial
+        self._neighbours = {hop.address: hop.node for hop in topology.neighbours(config.node)}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- packets from this host's applications -------------------------------------------------
+
+    def on_miss(self, packets: list[tuple[bytes, FiveTuple | None]]) -> None:
+        """Packets no steering rule knows, in order, each with the flow it belongs to."""
+        for packet, flow in packets:
+            if flow is None:
+                self._on_unflowed(packet)
+                continue
+            held = HeldPacket(packet)
+            if (connection := self.connections.by_flow(flow)) is not None:
+                self._carry(connection, held)
+            elif self.connections.said_goodbye(flow) and not begins_connection(packet):
+                # A last FIN sent again, a reset: no reason to boot a guest.
+                self.events.counts["late-packet"] += 1
+            else:
+                self._request(flow, held)
+
+    def _on_unflowed(self, packet: bytes) -> None:
+        """An ICMP error about a known flow goes with that flow; the rest is not ours to carry."""
+        about = embedded_flow(packet)
+        connection = self.connections.by_flow(about.reversed()) if about else None
+        if connection is not None:
+            self._carry(connection, HeldPacket(packet))
+        else:
+            self.events.counts["unclassified-packet"] += 1
+
+    def _carry(self, connection: Connection, held: HeldPacket) -> None:
+        """A packet of a known connection that steering missed: hold it or pass it on."""
+        if connection.state is State.ESTABLISHED and connection.guest is not None:
+            self._datapath.deliver([held], connection.guest.index)
+        else:
+            self._hold(connection, held)
+
+    def _hold(self, connection: Connection, held: HeldPacket) -> None:
+        connection.supersede(held)
+        limits = self.config.limits
+        full = len(connection.held) >= limits.held_packets
+        if full or self.connections.held_packets() >= limits.held_total:
+            connection.held_dropped += 1
+            if connection.held_dropped == 1:
+                limit = "held_packets" if full else "held_total"
+                self.events.emit("held-overflow", connection.label, limit=limit)
+            return
+        connection.held.append(held)
+
+    def _request(self, flow: FiveTuple, held: HeldPacket) -> None:
+        """Step (a): an application asks for a connection this host has never seen."""
+        now_us = self.clock.unix_us()
+        node = self.config.node
+        connection = Connection(
+            id=self._next_id(),
+            role=Role.INGRESS,
+            source_node=node,
+            destination_node=0,
+            requested_at_us=now_us,
+            flow=flow,
+        )
+        self.events.emit("request", connection.label, flow=flow.to_json())
+        connection.facts = facts = self._find_facts(flow, held.data)
+        self.events.emit("facts", connection.label, facts=facts.to_json())
+        choice = select(self.policy, facts)
+        connection.protocol = choice.protocol
+        destination = self.topology.node_for(flow.destination)
+        if destination is None or destination == node:
+            self._refuse(connection, held, "no-route", f"no host owns {flow.destination}")
+            return
+        connection.destination_node = destination
+        if not self.table.lookup(destination, choice.protocol):
+            why = f"no {choice.name} route from {self.config.host} to node {destination}"
+            self._refuse(connection, held, "no-route", why)
+            return
+        if self._open(connection, held):
+            self._announce(connection, DEFAULT_HOP_LIMIT)
+
+    def _next_id(self) -> int:
+        """Adopted connections keep the ids an earlier life gave them."""
+        while True:
+            self._serial = (self._serial + 1) % (1 << 32)
+            if self.connections.by_id(number := self.config.node << 32 | self._serial) is None:
+                return number
+
+    # -- datagrams from neighbours ---------------------------------------------------------------
+
+    def on_underlay(self, datagrams: list[tuple[bytes, str]]) -> None:
+        """Fabric packets of connections no steering rule knows, with the sender's address."""
+        for data, upstream in datagrams:
+            if upstream not in self._neighbours:
+                self.events.counts["foreign-datagram"] += 1
+                continue
+            try:
+                packet = Packet.parse(data)
+            except WireError as exc:
+                self.events.counts["malformed-datagram"] += 1
+                log.debug("malformed datagram from %s: %s", upstream, exc)
+                continue
+            connection = self.connections.by_id(packet.header.connection)
+            if packet.header.payload_type == PAYLOAD_ANNOUNCE:
+                if connection is None:
+                    self._on_announce(packet, upstream)
+            elif connection is not None:
+                self._carry(connection, HeldPacket(data, upstream))
+            elif self.connections.said_goodbye(packet.header.connection):
+                self.events.counts["late-packet"] += 1
+            else:
+                self._on_arrival(packet, HeldPacket(data, upstream))
+
+    def _on_arrival(self, packet: Packet, held: HeldPacket) -> None:
+        """Step (g): a packet of a connection that other hosts opened reaches this one."""
+        header = packet.header
+        is_reply = bool(header.flags & FLAG_REPLY)
+        if is_reply and header.destination == self.config.node:
+            # The connection ended here while its last replies were under way.
+            self.events.counts["stale-reply"] += 1
+            return
+        flow = parse_flow(bytes(packet.payload))
+        flow = flow.reversed() if is_reply and flow else flow
+        here, now_us = self.config.node, self.clock.unix_us()
+        names = self.topology.protocol_names
+        connection = Connection.arrived(header, flow, here, now_us, names)
+        self.events.emit(
+            "arrival",
+            connection.label,
+            role=connection.role.value,
+            upstream=held.upstream,
+            flow=connection.flow.to_json() if connection.flow else None,
+            protocol=header.protocol,
+            destination=self._name(connection.destination_node),
+        )
+        self._open(connection, held)
+
+    # -- announcements: an optimisation, never needed ---------------------------------------------
+
+    def _announce(self, connection: Connection, hop_limit: int) -> None:
+        """Tell the next host that this connection is coming, so that guests appear in parallel."""
+        protocol = connection.protocol
+        if not self.config.announce or protocol is None or hop_limit <= 0:
+            return
+        hops = self.table.lookup(connection.destination_node, protocol)
+        if not hops:
+            return
+        hop = choose(hops, connection.id, self.config.node)
+        self._datapath.send(announcement(connection, hop_limit), hop.address)
+        self.events.emit("announced", connection.label, next_hop=self._name(hop.node))
+
+    def _on_announce(self, packet: Packet, upstream: str) -> None:
+        flow = announced_flow(packet)
+        if flow is None:
+            self.events.counts["malformed-datagram"] += 1
+            return
+        here, now_us = self.config.node, self.clock.unix_us()
+        names = self.topology.protocol_names
+        connection = Connection.arrived(packet.header, flow, here, now_us, names)
+        self.events.emit(
+            "announcement",
+            connection.label,
+            role=connection.role.value,
+            upstream=upstream,
+            flow=flow.to_json(),
+            protocol=packet.header.protocol,
+            destination=self._name(connection.destination_node),
+        )
+        if self._open(connection, None) and connection.role is Role.TRANSIT:
+            self._announce(connection, packet.header.hop_limit - 1)
+
+    # -- the life of a connection ------------------------------------------------------------------
+
+    def _open(self, connection: Connection, held: HeldPacket | None) -> bool:
+        """Admit the connection and start its guest; refuse the packet when that cannot be."""
+        try:
+            if self.config.spawning:
+                self._admission.admit(self._guests.alive(), self.clock.monotonic())
+        except CapacityExceeded as exc:
+            if held is not None:
+                self._refuse(connection, held, "capacity", exc.message, limit=exc.limit)
+            return False
+        connection.last_active = self.clock.monotonic()
+        self.connections.add(connection)
+        if held is not None:
+            self._hold(connection, held)
+        if self.config.spawning:
+            self._start(self._spawn(connection))
+        return self.config.spawning
+
+    def _refuse(
+        self, connection: Connection, held: HeldPacket, cause: str, why: str, **fields: object
+    ) -> None:
+        """Tell the application at once, by the means its own protocol has for it."""
+        self.events.emit("refused", connection.label, cause=cause, why=why, **fields)
+        if held.upstream is None:
+            if (answer := refusal(held.data)) is not None:
+                self._datapath.answer(answer)
+            return
+        if (datagram := wrapped_refusal(held, self.config.node)) is not None:
+            self._datapath.send(datagram, held.upstream)
+
+    async def _spawn(self, connection: Connection) -> None:
+        """Steps (b) and (g): a guest for this connection, then its packets, then the steering."""
+        connection.spawns += 1
+        try:
+            tier = self.policy.tier(connection.facts) if connection.facts else ""
+            guest = await self._guests.spawn(
+                connection.id, lambda identity: self._configure(connection, identity), tier
+            )
+        except GuestFault as exc:
+            self._give_up(connection, str(exc))
+            return
+        except Exception:
+            # A defect: it is reported, but the application must not wait for ever because of it.
+            self._give_up(connection, "internal error")
+            raise
+        if connection.state is State.CLOSED:
+            await self._guests.destroy(guest)
+            return
+        connection.guest = guest
+        self.messages.on_ready(connection, guest)
+        self._establish(connection, guest)
+
+    def _establish(self, connection: Connection, guest: Guest) -> None:
+        """Held packets first, then the kernel's rule; what slips between comes by ``_carry``."""
+        held = [packet for packet in connection.held if packet is not connection.handed]
+        handed = len(connection.held) - len(held)
+        connection.held.clear()
+        connection.handed = None
+        connection.last_active = self.clock.monotonic()
+        self._datapath.deliver(held, guest.index)
+        self.events.emit("released", connection.label, packets=len(held), handed=handed)
+        self._on_step(Step.RELEASED)
+        connection.state = State.ESTABLISHED
+        connection.established_at = connection.last_active
+        self._succession.write_down(connection)
+        self._on_step(Step.RECORDED)
+        try:
+            self._datapath.steer(connection, guest.index)
+        except FabricError as exc:
+            self._give_up(connection, str(exc))
+            return
+        self.events.emit("steering-installed", connection.label, guest=guest.name)
+        self._on_step(Step.STEERED)
+        self._start(self.messages.align(connection))
+
+    def _give_up(self, connection: Connection, why: str) -> None:
+        first = connection.held[0] if connection.held else None
+        if first is not None:
+            self._refuse(connection, first, "spawn-failed", why)
+        else:
+            self.events.emit("refused", connection.label, cause="spawn-failed", why=why)
+        self._start(self.end(connection, "spawn-failed"))
+
+    def _configure(self, connection: Connection, identity: GuestIdentity) -> Configure:
+        """The first packet of an application goes with the instructions: the agent sends it on
+        before it does anything else, and so may have an answer to deliver before it says that it
+        is ready."""
+        self._datapath.admit(connection, identity.index)
+        now_us = self.clock.unix_us()
+        held = connection.held[0] if connection.held else None
+        connection.handed = held if held is not None and held.upstream is None else None
+        first = (connection.handed.data,) if connection.handed else ()
+        return instructions(
+            self.config, self.topology, self.table, connection, identity.index, now_us, first
+        )
+
+    def on_guest_lost(self, guest: Guest) -> None:
+        """The guest died under a live connection: hold its packets, get it another one."""
+        connection = self.connections.by_id(guest.connection)
+        if connection is None or connection.guest is not guest:
+            return
+        self._datapath.unsteer(connection)
+        connection.guest, connection.state = None, State.HELD
+        self.events.emit("guest-lost", connection.label, guest=guest.name)
+        if self.clock.monotonic() - connection.established_at >= STEADY:
+            connection.spawns = 0
+        if connection.spawns >= MAX_SPAWNS:
+            self._give_up(connection, f"{connection.spawns} guests were lost in a row")
+        else:
+            self._start(self._spawn(connection))
+
+    async def end(self, connection: Connection, why: str) -> None:
+        """Steering goes first, the guest after it. Idempotent."""
+        if connection.state is State.CLOSED:
+            return
+        guest = connection.guest
+        self._datapath.unsteer(connection)
+        self._on_step(Step.UNSTEERED)
+        if guest is not None:
+            await self.messages.refresh(connection)
+        self.connections.remove(connection)
+        self._succession.forget(connection)
+        self._on_step(Step.FORGOTTEN)
+        self.events.emit("connection-ended", connection.label, why=why)
+        if guest is not None:
+            await self._guests.destroy(guest)
+
+    def inherit(self, inheritance: Inheritance) -> None:
+        """Go on with the connections of an earlier life: with their guests or, where those could
+        not be adopted, with others."""
+        refused = list(inheritance.refused)
+        for each in inheritance.adopted:
+            connection, guest = each.saved.restore(), each.guest
+            if guest.state is not GuestState.RUNNING:
+                refused.append((each.saved, "its guest was lost while others were asked"))
+                continue
+            self._take_up(connection, guest=guest.name)
+            connection.guest, connection.state = guest, State.ESTABLISHED
+            self._datapath.admit(connection, guest.index)
+            self._datapath.steer(connection, guest.index)
+            if each.table_version != self.table.version:
+                self._send_table(connection, guest)
+            self._start(self.messages.refresh(connection))
+        for saved, why in refused:
+            connection = saved.restore()
+            self._take_up(connection, guest=None, why=why)
+            self._datapath.unsteer(connection)
+            if self.config.spawning:
+                self._start(self._spawn(connection))
+
+    def _take_up(self, connection: Connection, **fields: object) -> None:
+        connection.last_active = connection.established_at = self.clock.monotonic()
+        self.connections.add(connection)
+        role = connection.role.value
+        self.events.emit("connection-adopted", connection.label, role=role, **fields)
+
+    def sweep(self) -> None:
+        """End the connections nobody uses any more; called about once a second."""
+        now = self.clock.monotonic()
+        for connection in self.connections:
+            if connection.state is not State.ESTABLISHED and self.config.spawning:
+                continue
+            quiet = now - connection.last_active
+            if quiet >= connection.idle_limit(self.config.idle_timeout):
+                why = "closed" if connection.closing else "idle"
+                self.events.emit("idle", connection.label, quiet_s=round(quiet, 3), why=why)
+                connection.last_active = now
+                self._start(self.end(connection, why))
+
+    def install_table(self, table: ForwardingTable) -> None:
+        """A new table of this host: the agents get it too; connections stay where they are."""
+        self.table = table
+        for connection in self.connections:
+            if connection.guest is not None:
+                self._send_table(connection, connection.guest)
+        self.events.emit("table-installed", version=table.version)
+
+    def _send_table(self, connection: Connection, guest: Guest) -> None:
+        ends = (connection.source_node, connection.destination_node)
+        with contextlib.suppress(GuestFault):  # whose end its channel reports by itself
+            guest.send(InstallTable(table=self.table.to_json(ends)))
+
+    async def close(self) -> None:
+        """End everything; afterwards no guest and no rule of ours is left."""
+        for connection in self.connections:
+            self._start(self.end(connection, "shutdown"))
+        # Spawns under way end by this, not by running to their end.
+        await self._guests.close()
+        while self._tasks:
+            # Not gather: from Python 3.12 on it comes back without a turn of the loop when all are
+            # done, and their callbacks, which empty the set, would never run.
+            await asyncio.wait(self._tasks)
+
+    def _name(self, node: int) -> str:
+        return self.topology.name_of(node)
+
+    def _start(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self.events.emit("internal-error", error=repr(exc))
+            log.error("unexpected error in a background task", exc_info=exc)

@@ -1,0 +1,398 @@
+"""Guests as libvirt domains.
+
+Owns: the connection to libvirt, and the only import of ``libvirt``. May import: errors, and its
+neighbours in host. Domains are transient: what is destroyed leaves no definition behind. They are
+not tied to our connection, so that guests survive a restart of the orchestrator.
+
+All calls block and may come from any thread. libvirt's errors are translated here, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import libvirt
+import libvirt_qemu
+
+from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
+from fabric.host.process import Process
+from fabric.host.vmm import migration, remains
+from fabric.host.vmm.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark_element
+from fabric.host.vmm.domains import DomainEvent, DomainHandle, Hypervisor, OwnedDomain, Watcher
+
+__all__ = [
+    "DomainEvent", "DomainHandle", "Hypervisor", "LibvirtHypervisor", "OwnedDomain", "Watcher",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_INTERVAL = 5
+"""Seconds between keep-alive messages to libvirtd."""
+
+KEEPALIVE_COUNT = 3
+"""Unanswered keep-alives after which the connection counts as broken."""
+
+DESTROY_DEADLINE = 20.0
+"""Seconds until a domain must be gone. libvirt itself gives QEMU 10 s before it uses SIGKILL."""
+
+RECONNECT_PAUSE = 1.0
+"""Seconds between two attempts in the background to reach a libvirtd that went away."""
+
+WAIT_PAUSE = 0.2
+"""The same, where somebody waits for it."""
+
+RESTART_PATIENCE = 10.0
+"""Seconds a call waits for a libvirtd that went away: one that is restarted is back after two, and
+a caller who waits needs no second try. Counted from when it went."""
+
+_POLL = 0.01
+_PID_DIRECTORY = Path("/run/libvirt/qemu")
+"""Where libvirt keeps NAME.pid of every QEMU it started for qemu:///system."""
+
+
+class _EventLoop:
+    """libvirt's own event loop, one per process, on a daemon thread: it cannot be stopped."""
+
+    _lock = threading.Lock()
+    _running = False
+
+    @classmethod
+    def ensure(cls) -> None:
+        with cls._lock:
+            if cls._running:
+                return
+            # Must precede the first connection of the process, or that one sends no events.
+            libvirt.virEventRegisterDefaultImpl()
+            # libvirt prints each error to stderr besides raising it.
+            libvirt.registerErrorHandler(lambda _context, _error: None, None)
+            threading.Thread(target=cls._run, name="libvirt-events", daemon=True).start()
+            cls._running = True
+
+    @staticmethod
+    def _run() -> None:
+        while True:
+            try:
+                libvirt.virEventRunDefaultImpl()
+            except libvirt.libvirtError:  # one broken callback must not end all events
+                time.sleep(_POLL)
+
+
+class LibvirtHypervisor:
+    """:class:`Hypervisor` over libvirt-python. Acquires nothing until first used."""
+
+    def __init__(
+        self, uri: str = "qemu:///system", *, revive: Callable[[], bool] | None = None
+    ) -> None:
+        """``revive``: has a libvirtd that went away started again if that is for us to do; whether
+        one answers. May raise FabricError, and block. With it, a libvirtd that is not there at
+        first counts as one that just went away."""
+        self.uri = uri
+        self._revive = revive
+        self._lost_at = None if revive is None else time.monotonic()
+        self._lock = threading.RLock()
+        self._connection: Any = None
+        self._watchers: list[Watcher] = []
+        self._closed = False
+        self._reconnecting = False
+
+    def __enter__(self) -> Self:
+        self._connected()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def create(self, xml: str, *, paused: bool = False) -> DomainHandle:
+        name = domain_name_of(xml)
+        connection = self._connected()
+        try:
+            domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+            return DomainHandle(name, domain.UUIDString(), self._pid(name), time.time())
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"creating {name}") from exc
+
+    def resume(self, name: str) -> None:
+        domain = self._existing(name)
+        try:
+            domain.resume()
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"resuming {name}") from exc
+
+    def save_state(self, name: str, path: Path) -> None:
+        domain = self._existing(name)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            migration.save(self._monitor(domain, name), descriptor)
+        finally:
+            os.close(descriptor)
+
+    def arm(self, name: str, path: Path) -> None:
+        domain = self._existing(name)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            migration.arm(self._monitor(domain, name), descriptor)
+        finally:
+            os.close(descriptor)
+
+    def wake(self, name: str) -> None:
+        domain = self._existing(name)
+        migration.load(self._monitor(domain, name))
+        try:
+            domain.resume()
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"resuming {name}") from exc
+
+    def assign(self, name: str, mark: str) -> None:
+        domain = self._existing(name)
+        element, key = libvirt.VIR_DOMAIN_METADATA_ELEMENT, "fabric"
+        try:
+            domain.setMetadata(element, mark, key, OWNER_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, f"marking {name}") from exc
+
+    def destroy(self, name: str) -> None:
+        process = self._process(name)
+        taps: list[str] = []
+        domain = self._lookup(name)
+        if domain is None and process is not None:
+            # Its libvirtd died before it had noted what it started, and nobody knows it any more.
+            remains.kill(process)
+        if domain is not None:
+            try:
+                taps = remains.taps(domain.XMLDesc(0))
+                domain.destroy()
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() not in _GONE:
+                    raise self._translated(exc, f"destroying {name}") from exc
+        deadline = time.monotonic() + DESTROY_DEADLINE
+        while left := self._remains(name, process, taps):
+            if time.monotonic() > deadline:
+                raise SpawnFailed(
+                    f"domain {name} was destroyed, but {left} is still there after "
+                    f"{DESTROY_DEADLINE:g} s",
+                    cure="look at libvirt's log; `fabric gc` tries again",
+                )
+            time.sleep(_POLL)
+
+    def list_owned(self, lab: str | None = None, host: str | None = None) -> list[OwnedDomain]:
+        connection = self._connected()
+        try:
+            domains = connection.listAllDomains(0)
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, "listing domains") from exc
+        found: list[OwnedDomain] = []
+        for domain in domains:
+            # A domain may end between the list and the question: then it is simply not there.
+            with contextlib.suppress(libvirt.libvirtError):
+                metadata = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, OWNER_NAMESPACE)
+                mark = read_mark_element(metadata)
+                if mark is None or lab not in (None, mark.lab) or host not in (None, mark.host):
+                    continue
+                facts = (bool(domain.isActive()), mark.created_us / 1e6, domain.UUIDString())
+                whose = (mark.lab, mark.host, mark.index, mark.connection)
+                found.append(OwnedDomain(domain.name(), *whose, *facts))
+        return sorted(found, key=lambda owned: owned.name)
+
+    def watch(self, watcher: Watcher) -> None:
+        with self._lock:
+            self._watchers.append(watcher)
+        self._connected()
+
+    def is_alive(self) -> bool:
+        try:
+            self._connected().getLibVersion()
+        except (FabricError, libvirt.libvirtError):
+            return False
+        return True
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            connection, self._connection = self._connection, None
+            self._watchers.clear()
+        if connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.close()
+
+    # -- the connection ------------------------------------------------------------------------
+
+    def _connected(self) -> Any:
+        """The connection; waits for a libvirtd that went away to come back. Not while holding the
+        lock: others may find it first."""
+        while True:
+            try:
+                return self._connect()
+            except HypervisorDown:
+                lost_at = self._lost_at
+                if self._closed or lost_at is None:
+                    raise  # there never was one: nothing says that waiting would help
+                if self._revive is not None and self._revive():
+                    continue
+                if time.monotonic() - lost_at > RESTART_PATIENCE:
+                    raise
+                time.sleep(WAIT_PAUSE)
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._closed:
+                raise HypervisorDown(f"{self.uri}: this connection was closed")
+            if self._connection is not None:
+                if self._connection.isAlive():
+                    return self._connection
+                self._drop()
+            _EventLoop.ensure()
+            try:
+                connection = libvirt.open(self.uri)
+                # Local drivers such as test:/// have no wire to keep alive, and say so.
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.registerCloseCallback(self._on_close, None)
+                connection.domainEventRegisterAny(
+                    None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+                )
+            except libvirt.libvirtError as exc:
+                raise self._translated(exc, "connecting") from exc
+            self._connection, self._lost_at = connection, None
+            return connection
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        self._lost_at = time.monotonic()
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
+
+    def _on_close(self, _connection: object, _reason: int, _opaque: object) -> None:
+        """libvirt's event thread: the daemon went away. Reconnecting blocks, so not here."""
+        with self._lock:
+            if self._closed or self._reconnecting:
+                return
+            self._reconnecting = True
+        threading.Thread(target=self._reconnect, name="libvirt-reconnect", daemon=True).start()
+
+    def _reconnect(self) -> None:
+        while not self._closed:
+            try:
+                self._connected()
+            except HypervisorDown:
+                time.sleep(RECONNECT_PAUSE)
+                continue
+            break
+        with self._lock:
+            self._reconnecting = False
+        self._tell(DomainEvent.RECONNECTED, "", "")
+
+    def _on_lifecycle(
+        self, _connection: object, domain: Any, event: int, _detail: int, _opaque: object
+    ) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+            self._tell(DomainEvent.STARTED, domain.name(), domain.UUIDString())
+        elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._tell(DomainEvent.STOPPED, domain.name(), domain.UUIDString())
+
+    def _tell(self, event: DomainEvent, name: str, identifier: str) -> None:
+        with self._lock:
+            watchers = tuple(self._watchers)
+        for watcher in watchers:
+            try:
+                watcher(event, name, identifier)
+            except Exception:  # a watcher's fault must not cost the others their event
+                log.exception("a watcher of domain events failed")
+
+    # -- QEMU's monitor ------------------------------------------------------------------------
+
+    def _monitor(self, domain: Any, name: str) -> migration.Monitor:
+        def execute(
+            command: str, arguments: Mapping[str, Any] | None = None, files: Sequence[int] = ()
+        ) -> Any:
+            line = json.dumps({"execute": command, "arguments": arguments or {}})
+            try:
+                # Without descriptors the plain call: the other needs libvirt 8.2.
+                if files:
+                    answer = libvirt_qemu.qemuMonitorCommandWithFiles(domain, line, list(files), 0)
+                    answer = answer[0] if isinstance(answer, tuple | list) else answer
+                else:
+                    answer = libvirt_qemu.qemuMonitorCommand(domain, line, 0)
+            except libvirt.libvirtError as exc:
+                raise self._translated(exc, f"{command} in {name}") from exc
+            document = json.loads(answer)
+            if "error" in document:
+                raise SpawnFailed(f"{command} in {name}: {document['error'].get('desc')}")
+            return document["return"]
+
+        return execute
+
+    # -- absence -------------------------------------------------------------------------------
+
+    def _lookup(self, name: str) -> Any:
+        try:
+            return self._connected().lookupByName(name)
+        except libvirt.libvirtError as exc:
+            if exc.get_error_code() in _GONE:
+                return None
+            raise self._translated(exc, f"looking for {name}") from exc
+
+    def _existing(self, name: str) -> Any:
+        domain = self._lookup(name)
+        if domain is None:
+            raise SpawnFailed(f"{self.uri}: domain {name} ended")
+        return domain
+
+    def _remains(self, name: str, process: Process | None, taps: list[str]) -> str:
+        """What of a destroyed domain is still there, in words; empty when nothing is."""
+        if self._lookup(name) is not None:
+            return "the domain"
+        if process is not None and process.is_alive():
+            return f"its process {process.pid}"
+        left = remains.interfaces().intersection(taps)
+        return f"its interface {', '.join(left)}" if left else ""
+
+    def _process(self, name: str) -> Process | None:
+        """Its QEMU, also where libvirt does not know it."""
+        if not self.uri.startswith("qemu:"):
+            return None
+        return Process.find(self._pid(name), name) or remains.qemus(name).get(name)
+
+    def _pid(self, name: str) -> int | None:
+        if not self.uri.startswith("qemu:"):
+            return None
+        try:
+            return int((_PID_DIRECTORY / f"{name}.pid").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _translated(self, exc: Any, doing: str) -> FabricError:
+        code, text = exc.get_error_code(), str(exc)
+        if code == libvirt.VIR_ERR_DOM_EXIST or "already exists" in text:
+            return Conflict(f"{self.uri}: {doing}: {text}", cure="run `fabric gc`")
+        if code in _DOWN or (self._connection is not None and not self._connection.isAlive()):
+            return HypervisorDown(
+                f"{self.uri}: {doing}: {text}", cure="start libvirtd; `fabric doctor` says more"
+            )
+        return SpawnFailed(f"{self.uri}: {doing}: {text}", cure="look at libvirt's log")
+
+
+_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+"""OPERATION_INVALID is "domain is not running": it ended by itself meanwhile."""
+
+_DOWN = (
+    libvirt.VIR_ERR_NO_CONNECT,
+    libvirt.VIR_ERR_INVALID_CONN,
+    libvirt.VIR_ERR_SYSTEM_ERROR,
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_RPC,
+)
