@@ -52,6 +52,22 @@ class PoolConfig:
 
 
 @dataclass(frozen=True)
+class LivenessConfig:
+    """How the links to neighbours are watched, see fabric.host.links. The same on all hosts."""
+
+    enabled: bool = True
+    """False: links are taken for what the topology says."""
+    slow_ms: float = 300
+    """Between two probes until a link is steady, ms."""
+    fast_ms: float = 50
+    """Afterwards, ms."""
+    multiplier: int = 3
+    """A neighbour that misses so many is dead."""
+    steady_ms: float = 2000
+    """A link is steady after so long, ms; one that was down counts as up again only then."""
+
+
+@dataclass(frozen=True)
 class HostConfig:
     """One orchestrator's configuration."""
 
@@ -77,6 +93,7 @@ class HostConfig:
     """UDP port of the underlay."""
     tier: str = DEFAULT_TIER
     pool: PoolConfig = field(default_factory=PoolConfig)
+    liveness: LivenessConfig = field(default_factory=LivenessConfig)
     idle_timeout: float = 30.0
     """Seconds without a packet after which a connection's guest is destroyed."""
     announce: bool = True
@@ -118,8 +135,10 @@ class HostConfig:
         try:
             limits = Limits(**data.get("limits", {}))
             pool = PoolConfig(**data.get("pool", {}))
+            liveness = LivenessConfig(**data.get("liveness", {}))
             lists = {k: tuple(data[k]) for k in ("overlay_addresses", "overlay_prefixes")}
-            return cls(**{**data, **lists, "limits": limits, "pool": pool})
+            nested = {"limits": limits, "pool": pool, "liveness": liveness}
+            return cls(**{**data, **lists, **nested})
         except (KeyError, TypeError) as exc:
             raise ConfigError(f"orchestrator configuration: {exc}") from exc
 

@@ -10,6 +10,7 @@ WireError
 ├── TooManyRecords        a trace longer than the format allows
 ├── PathInvalid           an explicit path too long to walk, or longer than the payload it stands in
 ├── FieldOutOfRange       a value that does not fit its field (the sender's own mistake)
+├── ProbeInvalid          a link probe that RFC 5880 has discarded
 └── ControlInvalid        a control message that is too long, unknown or incomplete
 """
 
@@ -54,6 +55,10 @@ class PathInvalid(FieldError):
 
 class FieldOutOfRange(FieldError):
     """A value to be packed does not fit."""
+
+
+class ProbeInvalid(FieldError):
+    """A link probe must be discarded."""
 
 
 class ControlInvalid(FieldError):
