@@ -12,7 +12,9 @@ import sys
 import time
 
 from fabric.agent.channel import Channel
+from fabric.agent.clock import Clock
 from fabric.agent.digest import sha256_hex
+from fabric.agent.notices import Notices
 from fabric.agent.rtnl import RouteNetlink, prepare_guest
 from fabric.agent.session import Session
 from fabric.agent.tun import Tun
@@ -59,27 +61,6 @@ _READ = select.EPOLLIN
 _WRITE = select.EPOLLIN | select.EPOLLOUT
 
 
-class Clock:
-    """Unix µs of the host: the guest's own monotonic clock, set by the host's word."""
-
-    def __init__(self) -> None:
-        self.offset_us = time.time_ns() // 1000 - self.monotonic_us()
-
-    @staticmethod
-    def monotonic_us() -> int:
-        """The guest's own clock."""
-        return time.monotonic_ns() // 1000
-
-    def now_us(self) -> int:
-        return time.monotonic_ns() // 1000 + self.offset_us
-
-    def set(self, host_now_us: int, read_at_us: int) -> None:
-        """The host's clock showed ``host_now_us`` when ours showed ``read_at_us`` (monotonic): when
-        the message came in, since understanding it takes longer than its way through the
-        channel."""
-        self.offset_us = host_now_us - read_at_us
-
-
 class Agent:
     """Performs what the session's forwarder wants done."""
 
@@ -96,10 +77,11 @@ class Agent:
         self._scrub = scrub
         # What a copy of a template would have to make is made here: socket, registrations.
         self._underlay = Underlay(PORT)
+        self._notices = Notices()
         self._overlay_mtu = 0
         self._session: Session | None = None
         self._poll = select.epoll()
-        for source in (channel, tun, self._underlay):
+        for source in (channel, tun, self._underlay, self._notices):
             self._poll.register(source, _READ)
         self._channel_mask = _READ  # 0: at rest until the clock says so
         self._nobody: Uplink | None = None
@@ -132,6 +114,8 @@ class Agent:
                     self._on_application()
                 elif ready == self._underlay.fileno():
                     self._on_underlay()
+                elif ready == self._notices.fileno():
+                    self._on_notice()
                 elif self._door is not None:
                     self._door.answer()
             self._on_timer()
@@ -159,6 +143,13 @@ class Agent:
         if self._session is not None:
             actions = self._session.forwarder.from_underlay(burst, now, len(burst))
             self._perform(self._session, actions, now)
+
+    def _on_notice(self) -> None:
+        notice = self._notices.newest()
+        if notice is None or self._session is None:
+            return
+        if self._session.forwarder.avoid(frozenset(notice.down)):
+            self.event("neighbours-avoided", addresses=list(notice.down))
 
     def _on_timer(self) -> None:
         if self._session is not None:
@@ -263,6 +254,7 @@ class Agent:
             self._underlay = Underlay(message.port)
             self._poll.register(self._underlay, _READ)
         self._session = session
+        self._notices.believe(bytes.fromhex(message.notice_key))
         if message.first:
             burst = [bytes.fromhex(packet) for packet in message.first]
             actions = session.forwarder.from_application(burst, now, len(burst))

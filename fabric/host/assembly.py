@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fabric.host.config import HostConfig
+from fabric.host.control.intake import Intake
 from fabric.host.control.orchestrator import Orchestrator
 from fabric.host.control.ports import Clock, Datapath
 from fabric.host.control.records import Records
@@ -104,13 +105,12 @@ class Host:
             Policy.from_json(config.policy, topology.protocol_names),
             datapath=kernel,
             guests=manager,
-            find_facts=parts.find_facts,
             events=parts.events,
             clock=parts.clock,
-            first_serial=secrets.randbits(32),
             succession=succession,
             on_step=parts.on_step,
         )
+        self.intake = Intake(self.orchestrator, parts.find_facts, secrets.randbits(32))
         self.watch = AgentWatch(manager, str(parts.acceleration.kind), parts.clock)
         self.housekeeper = Housekeeper(
             House(

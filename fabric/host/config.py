@@ -98,6 +98,9 @@ class HostConfig:
     """Seconds without a packet after which a connection's guest is destroyed."""
     announce: bool = True
     """Tell the hosts on the expected path ahead that a connection is coming."""
+    protect: bool = False
+    """Have guests ready on the alternate paths of every connection that begins here, so that a dead
+    neighbour costs it no spawn; a policy rule may want it for its own connections only."""
     watch_agents: bool = True
     """Replace guests whose agents fall silent, see fabric.host.control.vigil. False is for those
     who stop agents on purpose."""

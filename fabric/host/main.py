@@ -107,13 +107,11 @@ async def serve(config: HostConfig) -> None:
         )
         host = Host(parts)
         await host.start()
-        orchestrator = host.orchestrator
-        loop.add_reader(kernel.miss_fd, lambda: orchestrator.on_miss(kernel.read_miss()))
-        loop.add_reader(
-            kernel.underlay_fd, lambda: orchestrator.on_underlay(kernel.read_underlay())
-        )
+        intake = host.intake
+        loop.add_reader(kernel.miss_fd, lambda: intake.on_miss(kernel.read_miss()))
+        loop.add_reader(kernel.underlay_fd, lambda: intake.on_underlay(kernel.read_underlay()))
         status = partial(_status, config, host, acceleration, _now())
-        app = build_api(orchestrator, status, stop.set, host.housekeeper.run)
+        app = build_api(host.orchestrator, status, stop.set, host.housekeeper.run)
         await _run(app, config, host, events, stop)
 
 

@@ -122,6 +122,7 @@ def _policy() -> dict[str, Any]:
             "protocol": protocol,
             "reply": protocol,
             "tier": {"enum": list(TIERS)},
+            "protect": {"type": "boolean"},
         },
         required=["match"],
     )

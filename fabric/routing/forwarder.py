@@ -103,20 +103,23 @@ class Forwarder:
             self._ways.install(table, self._down)
 
     def neighbour_down(self, which: str | int) -> None:
-        """Send nothing more to a neighbour, given by the address of one link or by its node id: the
-        table's alternates are taken at once, without a new table."""
-        self._avoid(self._down | self._addresses(which))
+        """Take the table's alternates to a neighbour, given by a link's address or its node id."""
+        self.avoid(self._down | self._addresses(which))
 
     def neighbour_up(self, which: str | int) -> None:
         """Take back :meth:`neighbour_down`; the table's first choices hold again."""
-        self._avoid(self._down - self._addresses(which))
+        self.avoid(self._down - self._addresses(which))
 
     def _addresses(self, which: str | int) -> set[str]:
         return {which} if isinstance(which, str) else {h.address for h in self._table.toward(which)}
 
-    def _avoid(self, down: frozenset[str]) -> None:
+    def avoid(self, down: frozenset[str]) -> bool:
+        """Use none of these links (far ends' addresses), and all others; whether that is new."""
+        if down == self._down:
+            return False
         self._down = down
         self.install(self._table)
+        return True
 
     def _special(self) -> Ways:
         # Most connections never need it, and a guest pays for every import.

@@ -75,6 +75,10 @@ class Policy(Fact):
         """The spawn tier of the first rule that matches; empty: it, or no rule, names one."""
         return next((rule.tier for rule in self.rules if rule.matches(facts)), "")
 
+    def protects(self, facts: ApplicationFacts) -> bool:
+        """Whether the first rule that matches wants guests on alternate paths."""
+        return next((rule.protect for rule in self.rules if rule.matches(facts)), False)
+
 
 def select(policy: Policy, facts: ApplicationFacts) -> Selection:
     """The protocol for a connection. Never fails: an unknown declaration is passed over, and the

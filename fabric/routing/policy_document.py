@@ -65,7 +65,7 @@ def _read_rule(
     if not isinstance(rule, dict):
         problems.append((path, "must be a mapping with match and need (or protocol)"))
         return Rule(unnamed, (), DEFAULT_NEED, NEEDS[DEFAULT_NEED])
-    known = ("name", "match", "need", "protocol", "reply", "tier")
+    known = ("name", "match", "need", "protocol", "reply", "tier", "protect")
     for key in rule:
         if key not in known:
             problems.append(((*path, key), f"unknown key (known: {', '.join(known)})"))
@@ -82,7 +82,11 @@ def _read_rule(
     if tier and tier not in TIERS:
         problems.append(((*path, "tier"), f"unknown tier {tier!r} (known: {', '.join(TIERS)})"))
         tier = ""
-    return Rule(name, conditions, need, protocol, tier, reply)
+    protect = rule.get("protect", False)
+    if not isinstance(protect, bool):
+        problems.append(((*path, "protect"), f"must be true or false, not {protect!r}"))
+        protect = False
+    return Rule(name, conditions, need, protocol, tier, reply, protect)
 
 
 def _read_protocol(

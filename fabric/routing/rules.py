@@ -27,6 +27,8 @@ class Rule(Fact):
     """How the guest of such a connection appears at its first host; empty: as the host has it."""
     reply: int | None = None
     """Protocol of the direction back; None: the same."""
+    protect: bool = False
+    """Have guests ready on the alternate paths of such a connection, too."""
 
     def matches(self, facts: ApplicationFacts) -> bool:
         """Whether every condition holds."""

@@ -59,6 +59,8 @@ class Configure(Fact):
     else is done."""
     first_sequence: int = 1
     """Number of the first packet this guest sends: above all of the guests it may succeed."""
+    notice_key: str = ""
+    """Hex; see fabric.wire.notice. Empty: no notices will come."""
 
 
 class InstallTable(Fact):

@@ -365,7 +365,7 @@ class Life:
         await asyncio.gather(*mine, return_exceptions=True)
 
     def miss(self, *packets: bytes) -> None:
-        self.host.orchestrator.on_miss([(packet, parse_flow(packet)) for packet in packets])
+        self.host.intake.on_miss([(packet, parse_flow(packet)) for packet in packets])
 
     def tick(self, seconds: int = 1) -> None:
         for _ in range(seconds):

@@ -172,7 +172,7 @@ def test_new_connections_get_other_ids_than_adopted_ones(tmp_path: Path) -> None
     async def tell(made: Machine, life: Life) -> None:
         life = await next_life(made, life)
         (adopted,) = life.connections()
-        life.host.orchestrator._serial = (adopted.id & 0xFFFF_FFFF) - 1
+        life.host.intake._serial = (adopted.id & 0xFFFF_FFFF) - 1
         life.miss(syn(port=41000))
         await until(lambda: len(life.connections()) == 2)
         assert {c.id for c in life.connections()} == {adopted.id, adopted.id + 1}

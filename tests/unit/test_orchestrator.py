@@ -20,6 +20,7 @@ from fabric.host.control.connections import (
     Role,
     State,
 )
+from fabric.host.control.intake import Intake
 from fabric.host.control.orchestrator import MAX_SPAWNS, STEADY, Orchestrator
 from fabric.host.events import EventLog
 from fabric.routing.policy import ApplicationFacts, Policy
@@ -150,11 +151,13 @@ class World:
         self.orchestrator = Orchestrator(
             replace(config, **changes), TOPOLOGY, compute_table(TOPOLOGY, node, 1), Policy(),
             datapath=self.datapath, guests=self.guests, events=self.events, clock=self.clock,
-            find_facts=lambda flow, packet: ApplicationFacts(flow=flow), first_serial=0,
         )  # fmt: skip
+        self.intake = Intake(
+            self.orchestrator, lambda flow, packet: ApplicationFacts(flow=flow), first_serial=0
+        )
 
     def miss(self, *packets: bytes) -> None:
-        self.orchestrator.on_miss([(packet, parse_flow(packet)) for packet in packets])
+        self.intake.on_miss([(packet, parse_flow(packet)) for packet in packets])
 
     def arrive(self, upstream: str, inner: bytes, **changes: Any) -> None:
         fields: dict[str, Any] = {
@@ -163,7 +166,7 @@ class World:
             "source": 1, "destination": 3, "sequence": 1,
         }  # fmt: skip
         packet = Packet(Header(**{**fields, **changes}), inner)
-        self.orchestrator.on_underlay([(packet.encode(), upstream)])
+        self.intake.on_underlay([(packet.encode(), upstream)])
 
     def names(self) -> list[str]:
         return [event.name for event in self.events.since(0)]
@@ -351,7 +354,7 @@ def test_a_transit_host_spawns_on_announcement_and_passes_it_on() -> None:
         ingress.miss(syn())
         packet, _ = ingress.datapath.sent[0]
         for _ in range(2):
-            transit.orchestrator.on_underlay([(packet.encode(), "172.31.0.0")])
+            transit.intake.on_underlay([(packet.encode(), "172.31.0.0")])
         await settle()
         assert transit.only().role is Role.TRANSIT and len(transit.guests.configured) == 1
         ((onward, neighbour),) = transit.datapath.sent
@@ -391,7 +394,7 @@ def test_datagrams_of_strangers_and_garbage_change_nothing() -> None:
     async def story() -> None:
         world = World(2)
         world.arrive("192.0.2.1", syn())
-        world.orchestrator.on_underlay([(b"\x10garbage", "172.31.0.0"), (b"", "172.31.0.0")])
+        world.intake.on_underlay([(b"\x10garbage", "172.31.0.0"), (b"", "172.31.0.0")])
         assert len(world.orchestrator.connections) == 0
         assert world.events.counts["foreign-datagram"] == 1
         assert world.events.counts["malformed-datagram"] == 2

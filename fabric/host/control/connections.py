@@ -88,6 +88,10 @@ class Connection:
     """Monotonic seconds at which it got the guest it has."""
     last_active: float = 0.0
     """Monotonic seconds of the last packet known of."""
+    protect: bool = False
+    """Guests are wanted on alternate paths, too."""
+    told_again_at: float = 0.0
+    """Monotonic seconds at which those were last told that it lives."""
     closing: bool = False
     """The application's TCP connection has ended both ways."""
     counters: dict[str, int] = field(default_factory=dict)

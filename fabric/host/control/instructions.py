@@ -5,14 +5,12 @@ Owns: filling ``Configure``; wrapping refusals. May import: wire, routing, host.
 
 from __future__ import annotations
 
-import json
-
 from fabric.host.config import HostConfig
 from fabric.host.control.connections import Connection, HeldPacket, Role
 from fabric.routing.table import ForwardingTable
 from fabric.routing.topology import Topology
 from fabric.wire.control import Configure
-from fabric.wire.inner import FiveTuple, refusal
+from fabric.wire.inner import refusal
 from fabric.wire.packet import (
     DEFAULT_HOP_LIMIT,
     FLAG_REPLY,
@@ -42,9 +40,10 @@ def instructions(
     guest: int,
     now_us: int,
     first: tuple[bytes, ...] = (),
+    notice_key: bytes = b"",
 ) -> Configure:
     """What the agent of guest number ``guest`` is told about itself, its connection, its host.
-    ``first``: inner packets it is to send on at once."""
+    ``first``: inner packets it is to send on at once; ``notice_key``: see fabric.wire.notice."""
     ingress = connection.role is Role.INGRESS
     # The connection's own rows; all of them where its far end is left to the agent to find.
     ends = (connection.source_node, connection.destination_node)
@@ -70,33 +69,8 @@ def instructions(
         destination_node=connection.destination_node,
         first=[packet.hex() for packet in first],
         first_sequence=first_sequence(now_us),
+        notice_key=notice_key.hex(),
     )
-
-
-def announcement(connection: Connection, hop_limit: int) -> bytes:
-    """A fabric packet that tells the next host of a connection before its first packet does."""
-    body = json.dumps({"flow": connection.flow.to_json() if connection.flow else None}).encode()
-    header = Header(
-        flags=0,
-        protocol=connection.protocol or 0,
-        hop_limit=hop_limit,
-        payload_length=len(body),
-        hop_count=0,
-        payload_type=PAYLOAD_ANNOUNCE,
-        connection=connection.id,
-        source=connection.source_node,
-        destination=connection.destination_node,
-        sequence=0,
-    )
-    return Packet(header, body).encode()
-
-
-def announced_flow(packet: Packet) -> FiveTuple | None:
-    """The flow an announcement speaks of; None when it cannot be read."""
-    try:
-        return FiveTuple.from_json(json.loads(packet.payload)["flow"])
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def wrapped_refusal(held: HeldPacket, node: int) -> bytes | None:

@@ -1,9 +1,9 @@
 """The orchestrator: turns a request for a connection into a guest that carries it.
 
-Owns: what happens to a packet nobody steers yet, and the life of a connection on this host. It is
-never in the data path of an established connection. May import: errors, wire, routing, and its
-neighbours in host; the kernel is reached only through :class:`Datapath`, guests only through
-:class:`Guests`, so that all of this runs in a unit test.
+Owns: the life of a connection on this host, from its admission to its end. It is never in the data
+path of an established connection; which packets begin one is the intake's. May import: errors,
+wire, routing, and its neighbours in host; the kernel is reached only through :class:`Datapath`,
+guests only through :class:`Guests`, so that all of this runs in a unit test.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from fabric.errors import CapacityExceeded, FabricError, GuestFault, WireError
+from fabric.errors import CapacityExceeded, FabricError, GuestFault
 from fabric.host.config import HostConfig
+from fabric.host.control.announcer import Announcement, Announcer
 from fabric.host.control.capacity import Admission
 from fabric.host.control.connections import Connection, ConnectionTable, HeldPacket, Role, State
-from fabric.host.control.instructions import (
-    announced_flow,
-    announcement,
-    instructions,
-    wrapped_refusal,
-)
+from fabric.host.control.instructions import instructions, wrapped_refusal
 from fabric.host.control.messages import GuestMessages
 from fabric.host.control.ports import Clock, Datapath, Guests
 from fabric.host.control.succession import Succession
@@ -33,17 +29,13 @@ from fabric.host.guest.adoption import Inheritance
 from fabric.host.guest.guests import Guest
 from fabric.host.guest.lifecycle import GuestState
 from fabric.host.identity import GuestIdentity
-from fabric.routing.choice import choose
-from fabric.routing.policy import ApplicationFacts, Policy, select
+from fabric.routing.policy import Policy
 from fabric.routing.table import ForwardingTable
 from fabric.routing.topology import Topology
 from fabric.wire.control import Configure, InstallTable
-from fabric.wire.inner import FiveTuple, begins_connection, embedded_flow, parse_flow, refusal
+from fabric.wire.inner import refusal
 from fabric.wire.packet import (
     DEFAULT_HOP_LIMIT,
-    FLAG_REPLY,
-    PAYLOAD_ANNOUNCE,
-    Packet,
 )
 
 log = logging.getLogger(__name__)
@@ -66,15 +58,13 @@ class Orchestrator:
         *,
         datapath: Datapath,
         guests: Guests,
-        find_facts: Callable[[FiveTuple, bytes], ApplicationFacts],
         events: EventLog,
         clock: Clock,
-        first_serial: int,
         succession: Succession | None = None,
         on_step: OnStep = pass_by,
+        notice_key: bytes = b"",
     ) -> None:
-        """``first_serial``: random start of the low half of connection ids, 0 … 2^32-1, so that
-        ids of a restarted orchestrator do not meet those of its former life."""
+        """``notice_key``: see fabric.wire.notice."""
         self.config = config
         self.topology = topology
         self.table = table
@@ -85,48 +75,25 @@ class Orchestrator:
         self.messages = GuestMessages(self.connections, topology, events, clock)
         self._datapath = datapath
         self._guests = guests
-        self._find_facts = find_facts
         self._succession = succession or Succession(None, events)
         self._on_step = on_step
+        self._notice_key = notice_key
+        self._announcer = Announcer(config, datapath, events, topology)
+        self.on_audience: Callable[[], None] = lambda: None
+        """Called when guests that carry a connection came or went."""
         self._admission = Admission(config.limits, config.guest_memory_mib)
-        self._serial = first_serial
-        self._neighbours = {hop.address: hop.node for hop in topology.neighbours(config.node)}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    # -- packets from this host's applications -------------------------------------------------
+    # -- the life of a connection ------------------------------------------------------------------
 
-    def on_miss(self, packets: list[tuple[bytes, FiveTuple | None]]) -> None:
-        """Packets no steering rule knows, in order, each with the flow it belongs to."""
-        for packet, flow in packets:
-            if flow is None:
-                self._on_unflowed(packet)
-                continue
-            held = HeldPacket(packet)
-            if (connection := self.connections.by_flow(flow)) is not None:
-                self._carry(connection, held)
-            elif self.connections.said_goodbye(flow) and not begins_connection(packet):
-                # A last FIN sent again, a reset: no reason to boot a guest.
-                self.events.counts["late-packet"] += 1
-            else:
-                self._request(flow, held)
-
-    def _on_unflowed(self, packet: bytes) -> None:
-        """An ICMP error about a known flow goes with that flow; the rest is not ours to carry."""
-        about = embedded_flow(packet)
-        connection = self.connections.by_flow(about.reversed()) if about else None
-        if connection is not None:
-            self._carry(connection, HeldPacket(packet))
-        else:
-            self.events.counts["unclassified-packet"] += 1
-
-    def _carry(self, connection: Connection, held: HeldPacket) -> None:
+    def carry(self, connection: Connection, held: HeldPacket) -> None:
         """A packet of a known connection that steering missed: hold it or pass it on."""
         if connection.state is State.ESTABLISHED and connection.guest is not None:
             self._datapath.deliver([held], connection.guest.index)
         else:
-            self._hold(connection, held)
+            self.hold(connection, held)
 
-    def _hold(self, connection: Connection, held: HeldPacket) -> None:
+    def hold(self, connection: Connection, held: HeldPacket) -> None:
         connection.supersede(held)
         limits = self.config.limits
         full = len(connection.held) >= limits.held_packets
@@ -138,145 +105,24 @@ class Orchestrator:
             return
         connection.held.append(held)
 
-    def _request(self, flow: FiveTuple, held: HeldPacket) -> None:
-        """Step (a): an application asks for a connection this host has never seen."""
-        now_us = self.clock.unix_us()
-        node = self.config.node
-        connection = Connection(
-            id=self._next_id(),
-            role=Role.INGRESS,
-            source_node=node,
-            destination_node=0,
-            requested_at_us=now_us,
-            flow=flow,
-        )
-        self.events.emit("request", connection.label, flow=flow.to_json())
-        connection.facts = facts = self._find_facts(flow, held.data)
-        self.events.emit("facts", connection.label, facts=facts.to_json())
-        choice = select(self.policy, facts)
-        connection.protocol = choice.protocol
-        destination = self.topology.node_for(flow.destination)
-        if destination is None or destination == node:
-            self._refuse(connection, held, "no-route", f"no host owns {flow.destination}")
-            return
-        connection.destination_node = destination
-        if not self.table.lookup(destination, choice.protocol):
-            why = f"no {choice.name} route from {self.config.host} to node {destination}"
-            self._refuse(connection, held, "no-route", why)
-            return
-        if self._open(connection, held):
-            self._announce(connection, DEFAULT_HOP_LIMIT)
-
-    def _next_id(self) -> int:
-        """Adopted connections keep the ids an earlier life gave them."""
-        while True:
-            self._serial = (self._serial + 1) % (1 << 32)
-            if self.connections.by_id(number := self.config.node << 32 | self._serial) is None:
-                return number
-
-    # -- datagrams from neighbours ---------------------------------------------------------------
-
-    def on_underlay(self, datagrams: list[tuple[bytes, str]]) -> None:
-        """Fabric packets of connections no steering rule knows, with the sender's address."""
-        for data, upstream in datagrams:
-            if upstream not in self._neighbours:
-                self.events.counts["foreign-datagram"] += 1
-                continue
-            try:
-                packet = Packet.parse(data)
-            except WireError as exc:
-                self.events.counts["malformed-datagram"] += 1
-                log.debug("malformed datagram from %s: %s", upstream, exc)
-                continue
-            connection = self.connections.by_id(packet.header.connection)
-            if packet.header.payload_type == PAYLOAD_ANNOUNCE:
-                if connection is None:
-                    self._on_announce(packet, upstream)
-            elif connection is not None:
-                self._carry(connection, HeldPacket(data, upstream))
-            elif self.connections.said_goodbye(packet.header.connection):
-                self.events.counts["late-packet"] += 1
-            else:
-                self._on_arrival(packet, HeldPacket(data, upstream))
-
-    def _on_arrival(self, packet: Packet, held: HeldPacket) -> None:
-        """Step (g): a packet of a connection that other hosts opened reaches this one."""
-        header = packet.header
-        is_reply = bool(header.flags & FLAG_REPLY)
-        if is_reply and header.destination == self.config.node:
-            # The connection ended here while its last replies were under way.
-            self.events.counts["stale-reply"] += 1
-            return
-        flow = parse_flow(bytes(packet.payload))
-        flow = flow.reversed() if is_reply and flow else flow
-        here, now_us = self.config.node, self.clock.unix_us()
-        names = self.topology.protocol_names
-        connection = Connection.arrived(header, flow, here, now_us, names)
-        self.events.emit(
-            "arrival",
-            connection.label,
-            role=connection.role.value,
-            upstream=held.upstream,
-            flow=connection.flow.to_json() if connection.flow else None,
-            protocol=header.protocol,
-            destination=self._name(connection.destination_node),
-        )
-        self._open(connection, held)
-
-    # -- announcements: an optimisation, never needed ---------------------------------------------
-
-    def _announce(self, connection: Connection, hop_limit: int) -> None:
-        """Tell the next host that this connection is coming, so that guests appear in parallel."""
-        protocol = connection.protocol
-        if not self.config.announce or protocol is None or hop_limit <= 0:
-            return
-        hops = self.table.lookup(connection.destination_node, protocol)
-        if not hops:
-            return
-        hop = choose(hops, connection.id, self.config.node)
-        self._datapath.send(announcement(connection, hop_limit), hop.address)
-        self.events.emit("announced", connection.label, next_hop=self._name(hop.node))
-
-    def _on_announce(self, packet: Packet, upstream: str) -> None:
-        flow = announced_flow(packet)
-        if flow is None:
-            self.events.counts["malformed-datagram"] += 1
-            return
-        here, now_us = self.config.node, self.clock.unix_us()
-        names = self.topology.protocol_names
-        connection = Connection.arrived(packet.header, flow, here, now_us, names)
-        self.events.emit(
-            "announcement",
-            connection.label,
-            role=connection.role.value,
-            upstream=upstream,
-            flow=flow.to_json(),
-            protocol=packet.header.protocol,
-            destination=self._name(connection.destination_node),
-        )
-        if self._open(connection, None) and connection.role is Role.TRANSIT:
-            self._announce(connection, packet.header.hop_limit - 1)
-
-    # -- the life of a connection ------------------------------------------------------------------
-
-    def _open(self, connection: Connection, held: HeldPacket | None) -> bool:
+    def open(self, connection: Connection, held: HeldPacket | None) -> bool:
         """Admit the connection and start its guest; refuse the packet when that cannot be."""
         try:
             if self.config.spawning:
                 self._admission.admit(self._guests.alive(), self.clock.monotonic())
         except CapacityExceeded as exc:
             if held is not None:
-                self._refuse(connection, held, "capacity", exc.message, limit=exc.limit)
+                self.refuse(connection, held, "capacity", exc.message, limit=exc.limit)
             return False
         connection.last_active = self.clock.monotonic()
         self.connections.add(connection)
         if held is not None:
-            self._hold(connection, held)
+            self.hold(connection, held)
         if self.config.spawning:
             self._start(self._spawn(connection))
         return self.config.spawning
 
-    def _refuse(
+    def refuse(
         self, connection: Connection, held: HeldPacket, cause: str, why: str, **fields: object
     ) -> None:
         """Tell the application at once, by the means its own protocol has for it."""
@@ -330,13 +176,14 @@ class Orchestrator:
             self._give_up(connection, str(exc))
             return
         self.events.emit("steering-installed", connection.label, guest=guest.name)
+        self.on_audience()
         self._on_step(Step.STEERED)
         self._start(self.messages.align(connection))
 
     def _give_up(self, connection: Connection, why: str) -> None:
         first = connection.held[0] if connection.held else None
         if first is not None:
-            self._refuse(connection, first, "spawn-failed", why)
+            self.refuse(connection, first, "spawn-failed", why)
         else:
             self.events.emit("refused", connection.label, cause="spawn-failed", why=why)
         self._start(self.end(connection, "spawn-failed"))
@@ -351,7 +198,14 @@ class Orchestrator:
         connection.handed = held if held is not None and held.upstream is None else None
         first = (connection.handed.data,) if connection.handed else ()
         return instructions(
-            self.config, self.topology, self.table, connection, identity.index, now_us, first
+            self.config,
+            self.topology,
+            self.table,
+            connection,
+            identity.index,
+            now_us,
+            first,
+            self._notice_key,
         )
 
     def on_guest_lost(self, guest: Guest) -> None:
@@ -379,6 +233,8 @@ class Orchestrator:
         if guest is not None:
             await self.messages.refresh(connection)
         self.connections.remove(connection)
+        self._announcer.forget(connection)
+        self.on_audience()
         self._succession.forget(connection)
         self._on_step(Step.FORGOTTEN)
         self.events.emit("connection-ended", connection.label, why=why)
@@ -420,6 +276,7 @@ class Orchestrator:
         for connection in self.connections:
             if connection.state is not State.ESTABLISHED and self.config.spawning:
                 continue
+            self._keep_protected(connection, now)
             quiet = now - connection.last_active
             if quiet >= connection.idle_limit(self.config.idle_timeout):
                 why = "closed" if connection.closing else "idle"
@@ -427,13 +284,43 @@ class Orchestrator:
                 connection.last_active = now
                 self._start(self.end(connection, why))
 
-    def install_table(self, table: ForwardingTable) -> None:
-        """A new table of this host: the agents get it too; connections stay where they are."""
-        self.table = table
+    def announce(
+        self,
+        connection: Connection,
+        hop_limit: int = DEFAULT_HOP_LIMIT,
+        told: Announcement | None = None,
+        *,
+        reply: bool = False,
+    ) -> None:
+        """See :meth:`fabric.host.control.announcer.Announcer.announce`."""
+        self._announcer.announce(connection, self.table, hop_limit, told, reply=reply)
+
+    def _keep_protected(self, connection: Connection, now: float) -> None:
+        """Guests on alternate paths carry nothing, and would be taken for idle."""
+        if not connection.protect or connection.role is Role.TRANSIT:
+            return
+        if now - connection.told_again_at >= self.config.idle_timeout / 3:
+            connection.told_again_at = now
+            told = Announcement(connection.flow, protect=True, again=True)
+            reply = connection.role is Role.EGRESS
+            self.announce(connection, told=told, reply=reply)
+
+    def install(self, topology: Topology, table: ForwardingTable) -> None:
+        """The network is another one now: agents get what concerns their connections; those stay
+        where they are. Where a connection goes another way, the hosts there hear of it ahead."""
+        before, self.topology, self.table = self.table, topology, table
+        self.events.emit("table-installed", version=table.version)
         for connection in self.connections:
+            ends = (connection.source_node, connection.destination_node)
+            rows = table.to_json(ends)
+            if {**rows, "version": 0} == {**before.to_json(ends), "version": 0}:
+                continue
             if connection.guest is not None:
                 self._send_table(connection, connection.guest)
-        self.events.emit("table-installed", version=table.version)
+            for reply in (False, True):
+                if connection.role is not (Role.INGRESS if reply else Role.EGRESS):
+                    told = Announcement(connection.flow, protect=connection.protect)
+                    self.announce(connection, told=told, reply=reply)
 
     def _send_table(self, connection: Connection, guest: Guest) -> None:
         ends = (connection.source_node, connection.destination_node)

@@ -75,6 +75,7 @@ class SavedConnection:
     spawn_ms: float | None
     spawns: int
     guest: SavedGuest
+    protect: bool = False
 
     @classmethod
     def of(cls, connection: Connection, guest: SavedGuest) -> Self:
@@ -94,6 +95,7 @@ class SavedConnection:
             spawn_ms=connection.spawn_ms,
             spawns=connection.spawns,
             guest=guest,
+            protect=connection.protect,
         )
 
     def restore(self) -> Connection:
@@ -113,6 +115,7 @@ class SavedConnection:
             reason=self.reason,
             spawn_ms=self.spawn_ms,
             spawns=self.spawns,
+            protect=self.protect,
         )
 
     @classmethod
