@@ -8,8 +8,7 @@ lives of a host, and their violent ends, run in a unit test.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
+import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from typing import Any, Protocol
 
 from fabric.host.config import HostConfig
 from fabric.host.control.intake import Intake
+from fabric.host.control.link_feed import LinkFeed
 from fabric.host.control.orchestrator import Orchestrator
 from fabric.host.control.ports import Clock, Datapath
 from fabric.host.control.records import Records
 from fabric.host.control.succession import Succession
+from fabric.host.control.topology_keeper import TopologyKeeper, table_version
 from fabric.host.control.vigil import AgentWatch
 from fabric.host.events import EventLog
 from fabric.host.faults import OnStep, pass_by
@@ -32,6 +33,7 @@ from fabric.host.guest.provision import Provisioner
 from fabric.host.guest.template import TemplateStore
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
+from fabric.host.links.feed import Audience
 from fabric.host.network.bridge_ports import BridgePorts
 from fabric.host.network.ping import Ping, ping
 from fabric.host.process import boot_id
@@ -74,6 +76,10 @@ class Parts:
     """None: SSH."""
     ping: Ping = ping
     on_step: OnStep = pass_by
+    watches_links: bool = False
+    """Whether there is a link watch beside this process."""
+    notice_key: bytes = b""
+    """By which guests know its word; see fabric.wire.notice."""
 
 
 class Host:
@@ -98,10 +104,11 @@ class Host:
         self._records = Records(config.host_dir / "connections", boot_id())
         succession = Succession(self._records, parts.events)
         topology = Topology.from_json(config.topology)
+        table = compute_table(topology, config.node, table_version(topology))
         self.orchestrator = Orchestrator(
             config,
             topology,
-            compute_table(topology, config.node, table_version(topology)),
+            table,
             Policy.from_json(config.policy, topology.protocol_names),
             datapath=kernel,
             guests=manager,
@@ -109,7 +116,20 @@ class Host:
             clock=parts.clock,
             succession=succession,
             on_step=parts.on_step,
+            notice_key=parts.notice_key,
         )
+        self._limits = config.limits
+        self.keeper = TopologyKeeper(
+            config,
+            topology,
+            table,
+            install=self.orchestrator.install,
+            events=parts.events,
+            clock=parts.clock,
+        )
+        self._feed = LinkFeed(config.host_dir, self._on_links, self.keeper.on_silence)
+        self._listens = config.liveness.enabled and parts.watches_links
+        self._notice_key = parts.notice_key
         self.intake = Intake(self.orchestrator, parts.find_facts, secrets.randbits(32))
         self.watch = AgentWatch(manager, str(parts.acceleration.kind), parts.clock)
         self.housekeeper = Housekeeper(
@@ -125,7 +145,8 @@ class Host:
                 events=parts.events,
             )
         )
-        self._keeping: asyncio.Task[None] | None = None
+        self._keeping: list[asyncio.Task[None]] = []
+        self.orchestrator.on_audience = self._tell_audience
         manager.on_step = parts.on_step
         manager.on_event = self._on_guest_event
         manager.on_notice = self._on_notice
@@ -144,7 +165,10 @@ class Host:
         if inheritance.ended:
             self._events.emit("leftovers-destroyed", guests=inheritance.ended)
         await self.housekeeper.run(quick=True)
-        self._keeping = asyncio.create_task(self.housekeeper.keep())
+        self._keeping.append(asyncio.create_task(self.housekeeper.keep()))
+        if self._listens:
+            self._keeping.append(asyncio.create_task(self._feed.run()))
+        self._tell_audience()
         return inheritance
 
     def tick(self) -> None:
@@ -155,10 +179,25 @@ class Host:
 
     async def close(self) -> None:
         """End everything; afterwards no guest and no rule of ours is left."""
-        if self._keeping is not None:
-            self._keeping.cancel()
+        for task in self._keeping:
+            task.cancel()
+        self.keeper.close()
         await self.housekeeper.close()
         await self.orchestrator.close()
+
+    def _on_links(self, line: dict[str, Any]) -> None:
+        self.keeper.on_links(line, self._load())
+
+    def _load(self) -> float:
+        """0 … 1: what is fuller, the room for guests or the processors."""
+        processors = os.getloadavg()[0] / (os.cpu_count() or 1)
+        return min(1.0, max(self.manager.alive() / max(1, self._limits.guests), processors))
+
+    def _tell_audience(self) -> None:
+        """The link watch tells these guests when a neighbour is dead."""
+        guests = [each.guest for each in self.orchestrator.connections if each.guest is not None]
+        addresses = tuple(sorted(guest.identity.address for guest in guests))
+        self._feed.tell(Audience(self._notice_key, addresses))
 
     def _on_guest_event(self, name: str, guest: Guest, fields: dict[str, Any]) -> None:
         label = f"{guest.connection:016x}" if guest.connection != NO_CONNECTION else None
@@ -172,9 +211,3 @@ class Host:
     def _on_message(self, guest: Guest, message: Message) -> None:
         self.watch.on_message(guest, message)
         self.orchestrator.messages.on_message(guest, message)
-
-
-def table_version(topology: Topology) -> int:
-    """Version of a table computed from a static topology: 32 bits of its content's digest."""
-    text = json.dumps(topology.to_json(), sort_keys=True).encode()
-    return int.from_bytes(hashlib.blake2s(text, digest_size=4).digest(), "big")

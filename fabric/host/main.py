@@ -7,8 +7,10 @@ Runs inside the host's network namespace; on a real machine that is the machine'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
 import time
@@ -40,6 +42,7 @@ from fabric.host.vmm.hypervisor import LibvirtHypervisor
 from fabric.host.vmm.image import GuestImage, load_image
 from fabric.routing.policy import Policy
 from fabric.routing.topology import Topology
+from fabric.wire.notice import KEY_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,8 @@ async def serve(config: HostConfig) -> None:
             templates=templates,
             pooled=tiers,
             on_step=StopAt(config.host_dir / "stop-at"),
+            watches_links=config.liveness.enabled,
+            notice_key=_notice_key(config.host_dir / "notice.key"),
         )
         host = Host(parts)
         await host.start()
@@ -113,6 +118,17 @@ async def serve(config: HostConfig) -> None:
         status = partial(_status, config, host, acceleration, _now())
         app = build_api(host.orchestrator, status, stop.set, host.housekeeper.run)
         await _run(app, config, host, events, stop)
+
+
+def _notice_key(path: Path) -> bytes:
+    """The same in every life of this host: guests of an earlier one are adopted with it."""
+    with contextlib.suppress(OSError):
+        if len(found := path.read_bytes()) == KEY_SIZE:
+            return found
+    key = secrets.token_bytes(KEY_SIZE)
+    path.touch(mode=0o600)
+    path.write_bytes(key)
+    return key
 
 
 def _now() -> str:

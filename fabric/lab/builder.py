@@ -16,7 +16,15 @@ from pathlib import Path
 from fabric.errors import ConfigError, EnvironmentFault, FabricError
 from fabric.host.vmm.hypervisor import Hypervisor
 from fabric.lab import names, preflight, state
-from fabric.lab.daemons import ORCHESTRATOR, Daemon, Emulator, Orchestrator, Service
+from fabric.lab.daemons import (
+    LINK_WATCH,
+    ORCHESTRATOR,
+    Daemon,
+    Emulator,
+    LinkWatch,
+    Orchestrator,
+    Service,
+)
 from fabric.lab.links import Link
 from fabric.lab.names import Owner
 from fabric.lab.resources import ConfigFile, GuestBridge, HostsFile, Namespace, Resource
@@ -39,6 +47,7 @@ class Machine:
     open_hypervisor: Callable[[], Hypervisor]
     check: preflight.Preflight = preflight.require_machine
     orchestrator: tuple[str, ...] = ORCHESTRATOR
+    link_watch: tuple[str, ...] = LINK_WATCH
     netns_files: Path = NETNS_FILES
     stale_templates: Callable[[], list[Path]] = list
     """What :mod:`fabric.lab.gc` may remove of the machine's templates."""
@@ -79,6 +88,8 @@ def parts(lab: LabState, machine: Machine) -> list[Resource]:
     found += [ConfigFile(host) for host in spec.hosts]
     if spec.impaired_links:
         found.append(Emulator(lab, spec))
+    watched = (host for host in spec.hosts if host.liveness.enabled)
+    found += [LinkWatch(lab, host, machine.link_watch) for host in watched]
     found += [Orchestrator(lab, host, machine.orchestrator) for host in spec.hosts]
     found += [Service(lab, service) for service in spec.services]
     return found

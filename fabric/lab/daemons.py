@@ -1,4 +1,4 @@
-"""The processes of a lab: one orchestrator per host, and the link emulator.
+"""The processes of a lab: an orchestrator and a link watch per host, and the link emulator.
 
 Owns: starting them, the handshake that says they work, ending them. May import: errors, host, lab.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fabric.errors import ConfigError, EnvironmentFault, FabricError, Unreachable
 from fabric.host.config import HostConfig
+from fabric.host.links.feed import socket_path
 from fabric.host.process import Process
 from fabric.lab import names, processes, state
 from fabric.lab.client import HostClient
@@ -34,6 +35,7 @@ SHUTDOWN_DEADLINE = 30.0
 POLL = 0.02
 HANDSHAKE_TIMEOUT = 2.0
 ORCHESTRATOR = (sys.executable, "-m", "fabric.host.main")
+LINK_WATCH = (sys.executable, "-m", "fabric.host.links.main")
 EMULATOR = (sys.executable, "-m", "fabric.lab.emulator")
 
 
@@ -122,8 +124,8 @@ class Orchestrator(Daemon):
         self._forget()
         self._destroy_guests(world)
         for leftover in self._host.host_dir.glob("*"):
-            # Its sockets and its journal; the log goes with the lab's directory.
-            if leftover.is_socket():
+            # Its sockets; all else goes with the lab's directory.
+            if leftover.is_socket() and leftover != socket_path(self._host.host_dir):
                 leftover.unlink(missing_ok=True)
 
     def _patience(self) -> float:
@@ -133,6 +135,39 @@ class Orchestrator(Daemon):
     def _destroy_guests(self, world: World) -> None:
         for domain in world.hypervisor.list_owned(self._host.lab, self._host.host):
             world.hypervisor.destroy(domain.name)
+
+
+class LinkWatch(Daemon):
+    """``fabric.host.links.main`` inside its host's namespace."""
+
+    def __init__(self, lab: LabState, host: HostConfig, argv: tuple[str, ...] = LINK_WATCH) -> None:
+        super().__init__(lab, host.host, host.host_dir / "links.log")
+        self._key = names.link_watch_key(host.host)
+        self._host = host
+        self._argv = (*argv, str(host.host_dir / "config.json"))
+        self.label = f"link watch of {host.host}"
+
+    def create(self, world: World) -> None:
+        self.remove(world)
+        self._record(processes.start_in_namespace(self._namespace, self._argv, self.log))
+
+    def settle(self, world: World) -> None:
+        """It listens, so it holds the sockets of all its links."""
+        left = processes.deadline(READY_DEADLINE)
+        while left() > 0:
+            if not self._running():
+                raise self._failed("ended at its start")
+            if socket_path(self._host.host_dir).is_socket():
+                return
+            time.sleep(POLL)
+        raise self._failed(f"was not ready within {READY_DEADLINE:g} s")
+
+    def remove(self, world: World) -> None:
+        process = self._lab.processes.get(self._key)
+        if process is not None:
+            processes.end(process)
+        self._forget()
+        socket_path(self._host.host_dir).unlink(missing_ok=True)
 
 
 class Service(Daemon):

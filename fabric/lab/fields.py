@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from fabric.host.config import Limits, PoolConfig
+from fabric.host.config import Limits, LivenessConfig, PoolConfig
 from fabric.routing.rules import TIERS
 from fabric.routing.topology import MAX_COST
 from fabric.wire.packet import HEADER_SIZE, UNDERLAY_OVERHEAD
@@ -300,6 +300,34 @@ POOL_FIELDS: dict[str, Field] = {
 """Guests kept ready on a host."""
 assert POOL_FIELDS.keys() == PoolConfig.__dataclass_fields__.keys()
 
+LIVENESS_FIELDS: dict[str, Field] = {
+    "enabled": Field(parse_boolean, {"type": "boolean"}),
+    "slow": DURATION,
+    "fast": DURATION,
+    "multiplier": integer(1, 50),
+    "steady": DURATION,
+}
+"""How links are watched; times are µs."""
+
+
+def liveness(given: dict[str, Any]) -> LivenessConfig:
+    """The configuration that parsed LIVENESS_FIELDS describe.
+
+    Raises ValueError when its times do not go together.
+    """
+    times = ("slow", "fast", "steady")
+    renamed = {
+        (f"{k}_ms" if k in times else k): v / 1e3 if k in times else v for k, v in given.items()
+    }
+    found = LivenessConfig(**renamed)
+    if not 1 <= found.fast_ms <= found.slow_ms:
+        raise ValueError(
+            f"fast ({found.fast_ms:g} ms) must be at least 1 ms, and not longer than slow "
+            f"({found.slow_ms:g} ms)"
+        )
+    return found
+
+
 HOST_FIELDS: dict[str, Field] = {
     "prefixes": Field(
         _parse_prefixes, {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
@@ -312,6 +340,7 @@ HOST_FIELDS: dict[str, Field] = {
     "guest_memory_mib": integer(64, 1 << 16, " MiB"),
     "guest_subnet": network_of(4, 8, "100.115.0.0/22"),
     "announce": Field(parse_boolean, {"type": "boolean"}),
+    "protect": Field(parse_boolean, {"type": "boolean"}),
     "spawning": Field(parse_boolean, {"type": "boolean"}),
     "watch_agents": Field(parse_boolean, {"type": "boolean"}),
     "services": Field(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fabric.host.config import Limits, PoolConfig
+from fabric.host.config import Limits, LivenessConfig, PoolConfig
 from fabric.lab.fields import MIN_OVERLAY_MTU
 from fabric.routing.definitions import Definition
 from fabric.routing.topology import Link, Node, Topology
@@ -52,6 +52,7 @@ class HostModel:
     guest_memory_mib: int | None = None
     guest_subnet: str | None = None
     announce: bool | None = None
+    protect: bool | None = None
     spawning: bool | None = None
     watch_agents: bool | None = None
     services: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -104,6 +105,8 @@ class LabModel:
     links: tuple[LinkModel, ...]
     policy: dict[str, Any] = field(default_factory=dict)
     """Policy of hosts that have none of their own."""
+    liveness: LivenessConfig = field(default_factory=LivenessConfig)
+    """How the hosts watch their links."""
     protocols: tuple[Definition, ...] = ()
     """What the file defines beyond, or instead of, the built-in ones."""
 

@@ -63,6 +63,11 @@ def veth_name(lab: str, node: int) -> str:
     return f"fv{lab_tag(lab)}h{node}"
 
 
+def link_watch_key(host: str) -> str:
+    """What a host's link watch is recorded as. No service can be called so: see NAME_PATTERN."""
+    return f"{host}/-links"
+
+
 def underlay_interface(peer: str, interface: int) -> str:
     """Interface to a neighbour inside a host's namespace; ``interface`` is its id on that host."""
     plain = f"to-{peer}"

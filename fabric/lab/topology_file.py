@@ -11,15 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fabric.host.config import DEFAULT_GUEST_SUBNET, Limits, PoolConfig
+from fabric.host.config import DEFAULT_GUEST_SUBNET, Limits, LivenessConfig, PoolConfig
 from fabric.lab.fields import (
     HOST_FIELDS,
     LIMIT_FIELDS,
     LINK_FIELDS,
+    LIVENESS_FIELDS,
     MAX_HOST_NAME,
     MAX_LAB_NAME,
     POOL_FIELDS,
     Network,
+    liveness,
     name_parser,
     network_of,
     parse_network,
@@ -38,7 +40,7 @@ from fabric.lab.section import Section
 from fabric.lab.yaml_reader import Source, read_source, read_text
 from fabric.routing.definitions import combined
 
-TOP_KEYS = ("name", "hosts", "links", "overlay", "defaults", "policy", "protocols")
+TOP_KEYS = ("name", "hosts", "links", "overlay", "defaults", "policy", "protocols", "liveness")
 HOST_KEYS = (*HOST_FIELDS, "limits", "pool", "policy")
 OVERLAY_FIELDS = {
     "ipv4": network_of(4, 4, DEFAULT_OVERLAY_V4),
@@ -84,12 +86,22 @@ def _read(source: Source, base: Path) -> LabModel:
         links=links,
         policy=policy,
         protocols=protocols,
+        liveness=_read_liveness(top),
     )
     _check_prefixes(source, model)
     source.raise_problems("topology")
     _check_connected(source, model)
     source.raise_problems("topology")
     return model
+
+
+def _read_liveness(top: Section) -> LivenessConfig:
+    given = top.section("liveness", tuple(LIVENESS_FIELDS)).read_all(LIVENESS_FIELDS)
+    try:
+        return liveness(given)
+    except ValueError as exc:
+        top.problem("liveness", str(exc))
+        return LivenessConfig()
 
 
 # -- hosts -----------------------------------------------------------------------------------------

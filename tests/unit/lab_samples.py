@@ -10,6 +10,7 @@ from fabric.host.vmm.hypervisor_fake import FakeHypervisor
 from fabric.lab import names
 from fabric.lab.builder import Machine
 from fabric.lab.spec import End, LabSpec, LinkSpec
+from fabric.routing.topology import Link, Node, Topology
 
 FAKE_ORCHESTRATOR = Path(__file__).with_name("fake_orchestrator.py")
 
@@ -25,20 +26,6 @@ def spec(
     path: str = "/labs/ut.yaml",
 ) -> LabSpec:
     """A line of hosts; only the first link is impaired."""
-    configs = tuple(
-        HostConfig(
-            lab=name,
-            host=host,
-            node=node,
-            bridge=names.bridge_name(name, node),
-            guest_interface=names.GUEST_INTERFACE,
-            overlay_addresses=(f"10.77.0.{node}/32", f"fd77::{node}/128"),
-            overlay_prefixes=("10.77.0.0/16", "fd77::/64"),
-            topology={"nodes": [], "links": []},
-            run_dir=str(run_dir),
-        )
-        for node, host in enumerate(hosts, 1)
-    )
     links = tuple(
         LinkSpec(
             number=n,
@@ -50,6 +37,30 @@ def spec(
             mtu=9000,
         )
         for n in range(1, len(hosts))
+    )
+    topology = Topology(
+        tuple(Node(node, host) for node, host in enumerate(hosts, 1)),
+        tuple(
+            Link(
+                link.a.node, link.b.node, a_address=link.a.address, b_address=link.b.address,
+                a_interface=min(link.number, 2), b_interface=1, mtu=link.mtu,
+            )
+            for link in links
+        ),
+    )  # fmt: skip
+    configs = tuple(
+        HostConfig(
+            lab=name,
+            host=host,
+            node=node,
+            bridge=names.bridge_name(name, node),
+            guest_interface=names.GUEST_INTERFACE,
+            overlay_addresses=(f"10.77.0.{node}/32", f"fd77::{node}/128"),
+            overlay_prefixes=("10.77.0.0/16", "fd77::/64"),
+            topology=topology.to_json(),
+            run_dir=str(run_dir),
+        )
+        for node, host in enumerate(hosts, 1)
     )
     return LabSpec(name, path, configs, links)
 

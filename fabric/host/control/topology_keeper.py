@@ -1,0 +1,149 @@
+"""The topology as this host sees it now, and the table that follows from it.
+
+Owns: everybody's reports, when a new table is computed, the versions of both. May import: errors,
+routing, host.config, host.events, host.control.link_state. No I/O: what to publish is handed to a
+callable, and others' reports are handed in.
+
+Without others' reports (no store, or it is lost) this host goes on with what it knows: the last
+reports of the others, and always its own links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fabric.host.config import HostConfig
+from fabric.host.control.link_state import LinkState
+from fabric.host.control.ports import Clock
+from fabric.host.events import EventLog
+from fabric.routing.link_state import NodeReport, Observatory
+from fabric.routing.protocols import compute_table
+from fabric.routing.table import ForwardingTable
+from fabric.routing.topology import Topology
+
+SETTLE = 0.02
+"""Seconds between two tables at least: reports of one event come in a row (RFC 8405)."""
+
+Install = Callable[[Topology, ForwardingTable], None]
+Publish = Callable[[NodeReport], None]
+
+
+class TopologyKeeper:
+    """One per host. All methods run on the event loop's thread."""
+
+    def __init__(
+        self,
+        config: HostConfig,
+        topology: Topology,
+        table: ForwardingTable,
+        *,
+        install: Install,
+        events: EventLog,
+        clock: Clock,
+    ) -> None:
+        self._node = config.node
+        self._observatory = Observatory(topology)
+        self._links = LinkState(topology, config.node)
+        self._reports: dict[int, NodeReport] = {}
+        self._install = install
+        self._events = events
+        self._clock = clock
+        self._due: asyncio.TimerHandle | None = None
+        self._up: dict[int, bool | None] = {}
+        self.topology = topology
+        self.table = table
+        self.standings: list[dict[str, Any]] = []
+        """The watch's newest word on each link; see fabric.host.links.prober.Standing."""
+        self.watched = False
+        """Whether there is a watch to listen to."""
+        self.publish: Publish = lambda _report: None
+        """Told this host's report whenever there is news in it."""
+
+    @property
+    def report(self) -> NodeReport:
+        """This host's own."""
+        return self._links.report
+
+    @property
+    def reports(self) -> Mapping[int, NodeReport]:
+        """By node id, this host's own included."""
+        return self._reports
+
+    # -- what is heard ----------------------------------------------------------------------------
+
+    def on_links(self, document: Mapping[str, Any], load: float) -> None:
+        """A line of the link watch; ``load``: of this host, 0 … 1."""
+        self.watched = True
+        self.standings = list(document["links"])
+        for link in self.standings:
+            self._tell_change(link)
+        if self._links.measure(self.standings, load, self._clock.unix_us()):
+            self._reports[self._node] = self._links.report
+            self.publish(self._links.report)
+            self._recompute_soon()
+
+    def on_silence(self) -> None:
+        """The link watch is gone: what it said last holds, and agents repair nothing."""
+        self.watched = False
+        self._events.emit("links-unwatched")
+
+    def on_reports(self, reports: Iterable[NodeReport], gone: Iterable[int] = ()) -> None:
+        """Others' reports are new, or ``gone``. Of oneself nobody else knows better."""
+        changed = False
+        for report in reports:
+            if report.node != self._node and self._reports.get(report.node) != report:
+                self._reports[report.node] = report
+                changed = True
+        for node in gone:
+            if node != self._node and self._reports.pop(node, None) is not None:
+                changed = True
+        if changed:
+            self._recompute_soon()
+
+    def _tell_change(self, link: Mapping[str, Any]) -> None:
+        interface, up = int(link["interface"]), link["up"]
+        before = self._up.get(interface)
+        self._up[interface] = up
+        if up is before or (before is None and up):
+            return
+        self._events.emit(
+            "link-up" if up else "link-down",
+            neighbour=self.topology.name_of(int(link["neighbour"])),
+            interface=interface,
+            why=link["diagnostic"],
+        )
+
+    # -- what follows -----------------------------------------------------------------------------
+
+    def _recompute_soon(self) -> None:
+        """At once, but not once per report of an event that many hosts report."""
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(SETTLE, self._settled)
+            self._recompute()
+
+    def _settled(self) -> None:
+        self._due = None
+        self._recompute()
+
+    def _recompute(self) -> None:
+        topology = self._observatory.observe(self._reports.values())
+        version = table_version(topology)
+        if version == self.table.version:
+            return
+        self.topology = topology
+        self.table = compute_table(topology, self._node, version, previous=self.table)
+        self._install(topology, self.table)
+
+    def close(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+
+
+def table_version(topology: Topology) -> int:
+    """Names a topology: 32 bits of its content's digest. Hosts that see the same have the same."""
+    text = json.dumps(topology.to_json(), sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2s(text, digest_size=4).digest(), "big")
