@@ -21,6 +21,7 @@ from fabric.errors import FabricError
 from fabric.host import views
 from fabric.host.control.connections import Connection, State
 from fabric.host.control.orchestrator import Orchestrator
+from fabric.host.control.topology_keeper import TopologyKeeper
 from fabric.host.upkeep.reaper import Action
 
 
@@ -33,9 +34,10 @@ def build_api(
     status: Callable[[], views.Status],
     shutdown: Callable[[], None],
     reap: Reap,
+    keeper: TopologyKeeper,
 ) -> FastAPI:
     """``status`` adds what only the process knows; ``shutdown`` asks it to end; ``reap`` is
-    :meth:`fabric.host.upkeep.housekeeping.Housekeeper.run`."""
+    :meth:`fabric.host.upkeep.housekeeping.Housekeeper.run`; ``keeper`` knows the links."""
     app = FastAPI(title="fabric orchestrator", version=__version__)
     registry = CollectorRegistry()
     registry.register(_Metrics(orchestrator, status))
@@ -85,6 +87,10 @@ def build_api(
     @app.get("/v1/routes", summary="The forwarding table")
     async def get_routes(protocol: str = "") -> list[views.Route]:
         return views.routes(orchestrator, protocol)
+
+    @app.get("/v1/links", summary="Links to neighbours as they are watched and measured")
+    async def get_links() -> views.LinksView:
+        return views.links_view(keeper, orchestrator.config.host)
 
     @app.get("/v1/guests", summary="Guests alive on this host")
     async def get_guests() -> list[views.GuestView]:

@@ -116,7 +116,7 @@ async def serve(config: HostConfig) -> None:
         loop.add_reader(kernel.miss_fd, lambda: intake.on_miss(kernel.read_miss()))
         loop.add_reader(kernel.underlay_fd, lambda: intake.on_underlay(kernel.read_underlay()))
         status = partial(_status, config, host, acceleration, _now())
-        app = build_api(host.orchestrator, status, stop.set, host.housekeeper.run)
+        app = build_api(host.orchestrator, status, stop.set, host.housekeeper.run, host.keeper)
         await _run(app, config, host, events, stop)
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from fabric.host.control.connections import Connection
 from fabric.host.control.orchestrator import Orchestrator
+from fabric.host.control.topology_keeper import TopologyKeeper
 from fabric.host.events import iso
 from fabric.host.guest.guests import Guest
 from fabric.host.upkeep.reaper import Action
@@ -78,6 +79,36 @@ class GuestView(BaseModel):
     state: str
     spawn_ms: float | None
     phases: dict[str, float]
+
+
+class LinkView(BaseModel):
+    """One link of this host as its watch sees it; see fabric.host.links.prober.Standing."""
+
+    neighbour: str
+    interface: int
+    address: str
+    up: bool | None
+    """None: not known yet, taken for what the topology says."""
+    state: str
+    diagnostic: str
+    carrier: bool
+    since: str
+    rtt_us: int | None
+    delay_us: int | None
+    jitter_us: int | None
+    loss: float | None
+    interval_us: int
+    detection_us: int
+    published: dict[str, Any]
+    """What this host tells the others of it."""
+
+
+class LinksView(BaseModel):
+    host: str
+    watched: bool
+    """False: the link watch is gone, and this is what it said last."""
+    load: float | None
+    links: list[LinkView]
 
 
 class Hop(BaseModel):
@@ -159,6 +190,22 @@ def guest_view(guest: Guest, connection: Connection) -> GuestView:
         spawn_ms=connection.spawn_ms,
         phases=dict(guest.phases),
     )
+
+
+def links_view(keeper: TopologyKeeper, host: str) -> LinksView:
+    told = {at: link.to_json() for at, link in keeper.report.links.items()}
+    views = [
+        LinkView(
+            **{
+                **link,
+                "neighbour": keeper.topology.name_of(link["neighbour"]),
+                "since": iso(link["since_us"]),
+                "published": told.get(link["interface"], {}),
+            }
+        )
+        for link in keeper.standings
+    ]
+    return LinksView(host=host, watched=keeper.watched, load=keeper.report.load, links=views)
 
 
 def routes(orchestrator: Orchestrator, protocol: str = "") -> list[Route]:

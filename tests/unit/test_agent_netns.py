@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,6 +16,7 @@ import pytest
 
 from fabric.host.guest.bundle import build_bundle
 from fabric.routing.policy import ApplicationFacts
+from fabric.wire import notice
 from fabric.wire.control import (
     AgentEvent,
     Counters,
@@ -211,3 +213,58 @@ def test_an_agent_without_its_host_forwards_and_does_not_spin(lab: AgentLab) -> 
 def test_an_agent_that_serves_nobody_says_so() -> None:
     with AgentLab(1, configured=False) as lab:
         assert lab.query(1, "identity", Identity) == Identity(0, None, 0, "")
+
+
+KEY = b"8 bytes!"
+
+
+def notify(
+    lab: AgentLab, node: int, serial: int, *down: str, key: bytes = KEY, port: int = 700
+) -> None:
+    """What the host's link watch sends, from the host's side of the guest's uplink."""
+    data = notice.encode(notice.Notice(key, serial, down)).hex()
+    program = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+        f"s.bind(('', {port})); "
+        f"s.sendto(bytes.fromhex('{data}'), ('100.115.0.2', {notice.PORT}))"
+    )
+    lab.run(node, sys.executable, "-c", program)
+
+
+def avoided(lab: AgentLab, node: int) -> list[list[str]]:
+    """What the agent says it avoids, one entry per change."""
+    lab.query(node, "counters", Counters)
+    return [
+        m.fields["addresses"]
+        for m in lab.messages[node]
+        if isinstance(m, AgentEvent) and m.name == "neighbours-avoided"
+    ]
+
+
+def test_a_notice_takes_effect_at_once_and_only_the_hosts_own_newest_one() -> None:
+    with AgentLab(3) as lab:
+        neighbour = "172.31.2.3"
+        lab.send(2, lab.configure(2, notice_key=KEY.hex()))
+        lab.wait(2, Ready)
+        for wrong in (
+            {"key": b"guessed!"},
+            {"port": 40_000},  # any program of the host may have it
+        ):
+            notify(lab, 2, 9, neighbour, **wrong)
+        assert avoided(lab, 2) == []
+        notify(lab, 2, 2, neighbour)
+        assert avoided(lab, 2) == [[neighbour]]
+        with pytest.raises(AssertionError, match="100% packet loss"):
+            lab.run(1, "ping", "-c", "1", "-W", "1", "10.77.0.3")
+        notify(lab, 2, 1)  # older: it was overtaken
+        notify(lab, 2, 2)
+        assert avoided(lab, 2) == [[neighbour]]
+        notify(lab, 2, 3)
+        assert avoided(lab, 2) == [[neighbour], []]
+        lab.run(1, "ping", "-c", "1", "10.77.0.3")
+
+
+def test_who_was_given_no_key_takes_no_notice(lab: AgentLab) -> None:
+    notify(lab, 2, 9, "172.31.2.3", key=b"")
+    notify(lab, 2, 10, "172.31.2.3", key=bytes(8))
+    assert avoided(lab, 2) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 
 from fabric.errors import SpawnFailed
 from fabric.host.config import HostConfig, Limits
+from fabric.host.control.announcer import Announcement
 from fabric.host.control.connections import (
     CLOSING_LINGER,
     OPENING_PATIENCE,
@@ -138,7 +140,7 @@ class FakeGuests:
 class World:
     """One orchestrator among fakes."""
 
-    def __init__(self, node: int = 1, **changes: Any) -> None:
+    def __init__(self, node: int = 1, topology: Topology = TOPOLOGY, **changes: Any) -> None:
         self.clock = FakeClock()
         self.datapath = FakeDatapath()
         self.guests = FakeGuests()
@@ -146,10 +148,10 @@ class World:
         config = HostConfig(
             lab="t", host=f"h{node}", node=node, bridge="b", guest_interface="guests",
             overlay_addresses=(f"10.77.0.{node}/32",), overlay_prefixes=("10.77.0.0/16",),
-            topology=TOPOLOGY.to_json(),
+            topology=topology.to_json(),
         )  # fmt: skip
         self.orchestrator = Orchestrator(
-            replace(config, **changes), TOPOLOGY, compute_table(TOPOLOGY, node, 1), Policy(),
+            replace(config, **changes), topology, compute_table(topology, node, 1), Policy(),
             datapath=self.datapath, guests=self.guests, events=self.events, clock=self.clock,
         )  # fmt: skip
         self.intake = Intake(
@@ -520,5 +522,123 @@ def test_closing_ends_everything_even_a_spawn_under_way() -> None:
         await closing
         assert sorted(world.guests.destroyed) == ["g1", "g2"]
         assert len(world.orchestrator.connections) == 0
+
+    run(story())
+
+
+# -- a network that changes ------------------------------------------------------------------------
+
+
+def square_world(node: int = 1, **changes: Any) -> World:
+    """1 - 2 - 4 and 1 - 3 - 4; the second is longer."""
+    links = (
+        Link(1, 2, a_address="172.31.0.0", b_address="172.31.0.1"),
+        Link(2, 4, a_address="172.31.0.2", b_address="172.31.0.3", a_interface=2),
+        Link(1, 3, a_address="172.31.0.4", b_address="172.31.0.5", a_interface=2, cost=2),
+        Link(3, 4, a_address="172.31.0.6", b_address="172.31.0.7", a_interface=2, b_interface=2),
+    )
+    nodes = tuple(Node(n, f"h{n}", (f"10.77.0.{n}/32",)) for n in (1, 2, 3, 4))
+    return World(node, topology=Topology(nodes, links), **changes)
+
+
+def spoken(world: World) -> list[tuple[str, dict[str, Any]]]:
+    """(to whom, what) of every announcement so far."""
+    return [
+        (neighbour, json.loads(bytes(packet.payload)))
+        for packet, neighbour in world.datapath.sent
+        if packet.header.payload_type == PAYLOAD_ANNOUNCE
+    ]
+
+
+def to_four() -> bytes:
+    return syn(destination="10.77.0.4")
+
+
+def test_a_protected_connection_is_announced_on_its_alternate_too() -> None:
+    async def story() -> None:
+        for protect, expected in ((False, ["172.31.0.1"]), (True, ["172.31.0.1", "172.31.0.5"])):
+            world = square_world(protect=protect)
+            world.miss(to_four())
+            await settle()
+            assert [neighbour for neighbour, _ in spoken(world)] == expected
+            if protect:
+                first, aside = (said for _, said in spoken(world))
+                assert first.get("protect") is True
+                assert "protect" not in aside  # one detour is enough
+
+    run(story())
+
+
+def test_a_policy_rule_protects_its_own_connections() -> None:
+    async def story() -> None:
+        rule = {"match": {"destination_port": 80}, "need": "reliable", "protect": True}
+        world = square_world()
+        world.orchestrator.policy = Policy.from_json({"rules": [rule]})
+        world.miss(to_four())
+        await settle()
+        assert len(spoken(world)) == 2
+        assert world.only().protect
+
+    run(story())
+
+
+def test_guests_on_alternates_are_told_that_their_connection_lives() -> None:
+    async def story() -> None:
+        world = square_world(protect=True, idle_timeout=30.0)
+        world.miss(to_four())
+        await settle()
+        before = len(spoken(world))
+        world.clock.now += 11
+        world.only().last_active = world.clock.now
+        world.orchestrator.sweep()
+        again = spoken(world)[before:]
+        assert [said.get("again") for _, said in again] == [True, True]
+        relay = square_world(3, idle_timeout=30.0)
+        for packet, neighbour in world.datapath.sent:
+            if neighbour == "172.31.0.5":
+                relay.clock.now += 5
+                relay.intake.on_underlay([(packet.encode(), "172.31.0.4")])
+        await settle()
+        assert relay.only().last_active == relay.clock.now
+        # It tells those behind it as well.
+        assert [said.get("again", False) for _, said in spoken(relay)] == [False, True]
+
+    run(story())
+
+
+def test_a_new_table_goes_to_guests_whose_rows_changed_and_ahead_of_their_packets() -> None:
+    async def story() -> None:
+        world = square_world()
+        told: list[Any] = []
+        world.miss(to_four())
+        await settle()
+        connection = world.only()
+        assert connection.guest is not None
+        connection.guest.send = told.append  # type: ignore[method-assign,assignment]
+        before = len(spoken(world))
+        topology = world.orchestrator.topology
+        world.orchestrator.install(topology, compute_table(topology, 1, 2))
+        assert told == []  # another version of the same
+        assert world.orchestrator.table.version == 2
+        topology = topology.without([1])
+        world.orchestrator.install(topology, compute_table(topology, 1, 3))
+        assert [message.table["version"] for message in told] == [3]
+        assert [neighbour for neighbour, _ in spoken(world)[before:]] == ["172.31.0.5"]
+        assert world.names()[-2:] == ["table-installed", "announced"]
+
+    run(story())
+
+
+def test_an_announcement_follows_the_path_it_names() -> None:
+    async def story() -> None:
+        relay = square_world(2)
+        told = Announcement(parse_flow(to_four()), path=(1, 3, 4))
+        made = Connection(
+            id=0x100000007, role=Role.INGRESS, source_node=1, destination_node=4,
+            requested_at_us=0, protocol=1,
+        )  # fmt: skip
+        relay.intake.on_underlay([(told.encode(made, 9), "172.31.0.0")])
+        await settle()
+        assert [(to, said["path"]) for to, said in spoken(relay)] == [("172.31.0.0", [3, 4])]
 
     run(story())

@@ -79,12 +79,14 @@ class TopologyKeeper:
         """A line of the link watch; ``load``: of this host, 0 … 1."""
         self.watched = True
         self.standings = list(document["links"])
-        for link in self.standings:
-            self._tell_change(link)
+        turned = [link for link in self.standings if self._turned(link)]
         if self._links.measure(self.standings, load, self._clock.unix_us()):
             self._reports[self._node] = self._links.report
+            if turned:
+                self._recompute()
+            else:
+                self._recompute_soon()
             self.publish(self._links.report)
-            self._recompute_soon()
 
     def on_silence(self) -> None:
         """The link watch is gone: what it said last holds, and agents repair nothing."""
@@ -104,23 +106,26 @@ class TopologyKeeper:
         if changed:
             self._recompute_soon()
 
-    def _tell_change(self, link: Mapping[str, Any]) -> None:
+    def _turned(self, link: Mapping[str, Any]) -> bool:
+        """Whether a link went down, or came back."""
         interface, up = int(link["interface"]), link["up"]
         before = self._up.get(interface)
         self._up[interface] = up
         if up is before or (before is None and up):
-            return
+            return False
         self._events.emit(
             "link-up" if up else "link-down",
             neighbour=self.topology.name_of(int(link["neighbour"])),
             interface=interface,
             why=link["diagnostic"],
         )
+        return True
 
     # -- what follows -----------------------------------------------------------------------------
 
     def _recompute_soon(self) -> None:
-        """At once, but not once per report of an event that many hosts report."""
+        """At once, but not once per report of an event that many hosts report. A link of our own
+        waits for nobody."""
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(SETTLE, self._settled)
             self._recompute()
