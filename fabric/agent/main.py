@@ -255,6 +255,8 @@ class Agent:
             self._poll.register(self._underlay, _READ)
         self._session = session
         self._notices.believe(bytes.fromhex(message.notice_key))
+        if message.down:
+            session.forwarder.avoid(frozenset(message.down))
         if message.first:
             burst = [bytes.fromhex(packet) for packet in message.first]
             actions = session.forwarder.from_application(burst, now, len(burst))

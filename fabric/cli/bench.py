@@ -152,6 +152,41 @@ def memory(
     emit_table(tables.MEMORY_COLUMNS, tables.memory_rows(results), empty="nothing was measured")
 
 
+@app.command(epilog="Example: fabric bench blackout --count 20 --system fabric,bird-ospf")
+def blackout(
+    system: Annotated[
+        list[str] | None, typer.Option(help="Whose: fabric, bird-ospf, frr-ospf, bird-babel.")
+    ] = None,
+    cut: Annotated[
+        list[str] | None, typer.Option(help="The sender's own link: adjacent; the next: remote.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Cuts per figure.")] = 20,
+    name: NameOption = "bench",
+    markdown: MarkdownOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """What a stream of 200 packets/s loses when a link on its path dies without a sign.
+
+    The fabric on real guests, then others' routing daemons on the same namespaces and links, with
+    BFD as each has it by default. Daemons that are not installed: scripts/peers.sh fetches them.
+    """
+    from fabric.lab.bench import blackout as benchmark
+    from fabric.lab.bench import blackout_tables as tables
+
+    plan = benchmark.Plan(
+        count, _words(system) or benchmark.systems(), _words(cut) or tuple(benchmark.CUTS), name
+    )
+    options, facts, machine = _begin()
+    results = benchmark.run(plan, options, note)
+    if markdown is not None:
+        markdown.write_text(tables.page(results))
+    if output is Format.JSON:
+        emit_json([{**each, "machine": facts} for each in results])
+        return
+    say(machine)
+    emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
+
+
 def _begin() -> tuple[Options, dict[str, Any], str]:
     """Options of the labs, what figures of this machine depend on, and that in words."""
     from fabric.lab.bench import report

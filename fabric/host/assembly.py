@@ -147,6 +147,7 @@ class Host:
         )
         self._keeping: list[asyncio.Task[None]] = []
         self.orchestrator.on_audience = self._tell_audience
+        self.orchestrator.down = lambda: self.keeper.down
         manager.on_step = parts.on_step
         manager.on_event = self._on_guest_event
         manager.on_notice = self._on_notice

@@ -59,6 +59,8 @@ class Configure(Fact):
     else is done."""
     first_sequence: int = 1
     """Number of the first packet this guest sends: above all of the guests it may succeed."""
+    down: list[str] = []  # noqa: RUF012
+    """Neighbours that must not be used, as in fabric.wire.notice."""
     notice_key: str = ""
     """Hex; see fabric.wire.notice. Empty: no notices will come."""
 

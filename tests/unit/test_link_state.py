@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fabric.errors import ConfigError
 from fabric.host.config import HostConfig
+from fabric.host.control import topology_keeper
 from fabric.host.control.link_state import LinkState
 from fabric.host.control.topology_keeper import SETTLE, TopologyKeeper, table_version
 from fabric.host.events import EventLog
@@ -37,6 +38,7 @@ def square() -> Topology:
 def standing(interface: int, up: bool | None = True, **measured: Any) -> dict[str, Any]:
     known = {"rtt_us": None, "delay_us": None, "jitter_us": None, "loss": None}
     told = {"interface": interface, "neighbour": 0, "up": up, "diagnostic": "why"}
+    told |= {"address": f"a{interface}"}
     return {**known, **told, **measured}
 
 
@@ -186,6 +188,7 @@ class Kept:
             clock=FakeClock(),
         )
         self.keeper.publish = self.published.append
+        self.keeper.share(True)
 
     def names(self) -> list[str]:
         return [event.name for event in self.events.since(0)]
@@ -198,22 +201,54 @@ def run(story: Any) -> None:
     asyncio.run(story)
 
 
-def test_a_dead_link_of_ones_own_is_out_of_the_table_at_once() -> None:
+def test_a_dead_link_of_ones_own_is_told_at_once_and_leaves_the_table_when_others_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topology_keeper, "CONVERGENCE", 5 * SETTLE)
+
     async def story() -> None:
         kept = Kept()
         kept.hear(standing(1), standing(2))
         assert kept.installed == []
-        kept.hear(standing(1, up=False), standing(2))
-        _, table = kept.installed[-1]
-        assert [hop.node for hop in table.lookup(4, SHORTEST)] == [3]
-        assert "link-down" in kept.names()
-        assert not kept.published[-1].links[1].up
         await asyncio.sleep(2 * SETTLE)
+        kept.hear(standing(1, up=False), standing(2))
+        assert not kept.published[-1].links[1].up
+        assert kept.keeper.down == ("a1",)
+        assert "link-down" in kept.names()
+        # Others' news do not take it out early.
+        kept.keeper.on_reports([NodeReport(3, {1: LinkReport(latency_us=90_000)})])
+        await asyncio.sleep(2 * SETTLE)
+        assert [hop.node for hop in kept.keeper.table.lookup(4, SHORTEST)] == [2, 3]
+        await asyncio.sleep(8 * SETTLE)
+        assert [hop.node for hop in kept.keeper.table.lookup(4, SHORTEST)] == [3]
+        assert table_version(kept.keeper.topology) == kept.keeper.table.version
         kept.hear(standing(1), standing(2))
         assert kept.names()[-1] == "link-up"
-        assert table_version(kept.keeper.topology) == kept.keeper.table.version
+        await asyncio.sleep(2 * SETTLE)
         assert [hop.node for hop in kept.keeper.table.lookup(4, SHORTEST)] == [2, 3]
         kept.keeper.close()
+
+    run(story())
+
+
+def test_without_a_store_tables_stay_and_on_its_return_everything_converges() -> None:
+    async def story() -> None:
+        kept = Kept()
+        kept.keeper.share(False)
+        report = NodeReport(2, {2: LinkReport(up=False)})
+        kept.keeper.on_reports([report])
+        await asyncio.sleep(2 * SETTLE)
+        assert kept.installed == []
+        before = len(kept.published)
+        kept.keeper.share(True)
+        await asyncio.sleep(2 * SETTLE)
+        assert len(kept.published) == before + 1
+        assert [hop.node for hop in kept.keeper.table.lookup(4, SHORTEST)] == [3]
+        assert [name for name in kept.names() if name.startswith("store")] == [
+            "store-connected",
+            "store-lost",
+            "store-connected",
+        ]
 
     run(story())
 
@@ -221,6 +256,7 @@ def test_a_dead_link_of_ones_own_is_out_of_the_table_at_once() -> None:
 def test_reports_of_one_event_make_two_tables_at_most() -> None:
     async def story() -> None:
         kept = Kept()
+        await asyncio.sleep(2 * SETTLE)
         for node, interface in ((4, 1), (2, 2), (4, 2), (3, 2)):
             down = {interface: LinkReport(up=False)}
             kept.keeper.on_reports([NodeReport(node, down)])
@@ -269,7 +305,7 @@ def test_a_watch_that_is_gone_is_told_and_its_last_word_holds() -> None:
         kept.hear(standing(1, up=False), standing(2))
         kept.keeper.on_silence()
         assert kept.names()[-1] == "links-unwatched"
-        assert [hop.node for hop in kept.keeper.table.lookup(4, SHORTEST)] == [3]
+        assert kept.keeper.down == ("a1",)
         kept.keeper.close()
 
     run(story())

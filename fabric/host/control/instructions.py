@@ -41,9 +41,11 @@ def instructions(
     now_us: int,
     first: tuple[bytes, ...] = (),
     notice_key: bytes = b"",
+    down: tuple[str, ...] = (),
 ) -> Configure:
     """What the agent of guest number ``guest`` is told about itself, its connection, its host.
-    ``first``: inner packets it is to send on at once; ``notice_key``: see fabric.wire.notice."""
+    ``first``: inner packets it is to send on at once; ``notice_key`` and ``down``: see
+    fabric.wire.notice."""
     ingress = connection.role is Role.INGRESS
     # The connection's own rows; all of them where its far end is left to the agent to find.
     ends = (connection.source_node, connection.destination_node)
@@ -70,6 +72,7 @@ def instructions(
         first=[packet.hex() for packet in first],
         first_sequence=first_sequence(now_us),
         notice_key=notice_key.hex(),
+        down=list(down),
     )
 
 

@@ -81,6 +81,8 @@ class Orchestrator:
         self._announcer = Announcer(config, datapath, events, topology)
         self.on_audience: Callable[[], None] = lambda: None
         """Called when guests that carry a connection came or went."""
+        self.down: Callable[[], tuple[str, ...]] = tuple
+        """Gives the neighbours that must not be used, by address."""
         self._admission = Admission(config.limits, config.guest_memory_mib)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -206,6 +208,7 @@ class Orchestrator:
             now_us,
             first,
             self._notice_key,
+            self.down(),
         )
 
     def on_guest_lost(self, guest: Guest) -> None:

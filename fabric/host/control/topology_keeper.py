@@ -4,8 +4,11 @@ Owns: everybody's reports, when a new table is computed, the versions of both. M
 routing, host.config, host.events, host.control.link_state. No I/O: what to publish is handed to a
 callable, and others' reports are handed in.
 
-Without others' reports (no store, or it is lost) this host goes on with what it knows: the last
-reports of the others, and always its own links.
+When a link of this host dies, its agents take the alternates at once (fabric.host.links), the
+others are told at once, and this host's own table follows a moment later: a host that sends packets
+back the way they came, to hosts that do not know why yet, makes a loop (RFC 8333). As long as
+nothing can be shared with the others (no store, or it is lost), tables stay as they are, for the
+same reason, and agents still repair.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fabric.host.config import HostConfig
@@ -27,6 +31,9 @@ from fabric.routing.topology import Topology
 
 SETTLE = 0.02
 """Seconds between two tables at least: reports of one event come in a row (RFC 8405)."""
+
+CONVERGENCE = 1.0
+"""Seconds in which the others have new tables (RFC 8333: ULOOP_DELAY_DOWN_TIMER)."""
 
 Install = Callable[[Topology, ForwardingTable], None]
 Publish = Callable[[NodeReport], None]
@@ -54,6 +61,9 @@ class TopologyKeeper:
         self._clock = clock
         self._due: asyncio.TimerHandle | None = None
         self._up: dict[int, bool | None] = {}
+        self._repaired: dict[int, asyncio.TimerHandle] = {}
+        """Own links that died just now, by interface: in the table they are still there."""
+        self._sharing = False
         self.topology = topology
         self.table = table
         self.standings: list[dict[str, Any]] = []
@@ -79,14 +89,22 @@ class TopologyKeeper:
         """A line of the link watch; ``load``: of this host, 0 … 1."""
         self.watched = True
         self.standings = list(document["links"])
-        turned = [link for link in self.standings if self._turned(link)]
+        for link in self.standings:
+            self._note_turn(link)
         if self._links.measure(self.standings, load, self._clock.unix_us()):
             self._reports[self._node] = self._links.report
-            if turned:
-                self._recompute()
-            else:
-                self._recompute_soon()
             self.publish(self._links.report)
+            self._recompute_soon()
+
+    def share(self, sharing: bool) -> None:
+        """Whether the others hear this host and it hears them."""
+        if sharing is self._sharing:
+            return
+        self._sharing = sharing
+        self._events.emit("store-connected" if sharing else "store-lost")
+        if sharing:
+            self.publish(self._links.report)
+            self._recompute_soon()
 
     def on_silence(self) -> None:
         """The link watch is gone: what it said last holds, and agents repair nothing."""
@@ -106,26 +124,38 @@ class TopologyKeeper:
         if changed:
             self._recompute_soon()
 
-    def _turned(self, link: Mapping[str, Any]) -> bool:
-        """Whether a link went down, or came back."""
+    @property
+    def down(self) -> tuple[str, ...]:
+        """Far ends of this host's links that must not be used, as addresses."""
+        return tuple(link["address"] for link in self.standings if link["up"] is False)
+
+    def _note_turn(self, link: Mapping[str, Any]) -> None:
+        """See whether a link went down, or came back."""
         interface, up = int(link["interface"]), link["up"]
         before = self._up.get(interface)
         self._up[interface] = up
         if up is before or (before is None and up):
-            return False
+            return
         self._events.emit(
             "link-up" if up else "link-down",
             neighbour=self.topology.name_of(int(link["neighbour"])),
             interface=interface,
             why=link["diagnostic"],
         )
-        return True
+        if (waiting := self._repaired.pop(interface, None)) is not None:
+            waiting.cancel()
+        if up is False:
+            loop = asyncio.get_running_loop()
+            self._repaired[interface] = loop.call_later(CONVERGENCE, self._converged, interface)
+
+    def _converged(self, interface: int) -> None:
+        self._repaired.pop(interface, None)
+        self._recompute_soon()
 
     # -- what follows -----------------------------------------------------------------------------
 
     def _recompute_soon(self) -> None:
-        """At once, but not once per report of an event that many hosts report. A link of our own
-        waits for nobody."""
+        """At once, but not once per report of an event that many hosts report."""
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(SETTLE, self._settled)
             self._recompute()
@@ -135,7 +165,9 @@ class TopologyKeeper:
         self._recompute()
 
     def _recompute(self) -> None:
-        topology = self._observatory.observe(self._reports.values())
+        if not self._sharing:
+            return
+        topology = self._observatory.observe([*self._reports.values(), *self._spared()])
         version = table_version(topology)
         if version == self.table.version:
             return
@@ -143,9 +175,20 @@ class TopologyKeeper:
         self.table = compute_table(topology, self._node, version, previous=self.table)
         self._install(topology, self.table)
 
+    def _spared(self) -> Iterator[NodeReport]:
+        """This host's report without what its agents are repairing."""
+        own = self._reports.get(self._node)
+        if own is not None and self._repaired:
+            links = {
+                at: replace(own.links[at], up=True) for at in self._repaired if at in own.links
+            }
+            yield replace(own, links={**own.links, **links})
+
     def close(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
+        """No table comes any more."""
+        for timer in (self._due, *self._repaired.values()):
+            if timer is not None:
+                timer.cancel()
 
 
 def table_version(topology: Topology) -> int:

@@ -115,11 +115,13 @@ class Bed:
         *,
         aside: bool = False,
         pool: int | None = None,
+        text: str = "",
     ) -> None:
         """``aside``: with another neighbour of the first host, see ASIDE; the last of ``hosts``.
-        ``pool``: guests each host keeps ready, None: as hosts do by default."""
+        ``pool``: guests each host keeps ready, None: as hosts do by default. ``text``: another
+        topology file than that line's."""
         self._name, self._options, self._progress = name, options, progress
-        text = line_topology(name, hops, aside=aside, pool=pool)
+        text = text or line_topology(name, hops, aside=aside, pool=pool)
         model = parse_topology(text, f"benchmark, {hops} hops")
         lasting = replace(options, idle_timeout=options.idle_timeout or IDLE_TIMEOUT)
         self.spec = LabSpec.from_model(model, lasting)
