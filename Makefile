@@ -30,11 +30,13 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/mypy
 	$(PYTHON) -m pytest -q tests/unit tests/sim tests/bench -m "not root and not vm and not exhaustive"
 
-bench: setup-test ## tables; spawning, memory, forwarding on real guests beside references; an hour or more
+bench: setup-test ## tables; spawning, memory, forwarding, blackouts beside references; hours
 	$(PYTHON) -m tests.bench.tables
 	.venv/bin/fabric bench spawn
 	.venv/bin/fabric bench memory
 	.venv/bin/fabric bench forward --profile
+	scripts/peers.sh
+	.venv/bin/fabric bench blackout
 
 clean: ## remove what was built in this directory (not the image, not the packages)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf .venv .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

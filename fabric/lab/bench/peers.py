@@ -170,8 +170,7 @@ def _links(bed: Bed, host: str) -> tuple[Neighbouring, ...]:
 def _start(
     namespace: str, command: list[str], directory: Path, group: Path
 ) -> subprocess.Popen[bytes]:
-    # FRR looks for its packages' groups, which are not there when it was only unpacked. The bind
-    # mount is in the mount namespace `ip netns exec` makes.
+    # The bind mount is in the mount namespace that `ip netns exec` makes.
     script = f'mount --bind {group} /etc/group && exec "$@"'
     libraries = [str(tree / "usr/lib/x86_64-linux-gnu") for tree in TREES[1:]]
     libraries += [str(tree / "usr/lib/x86_64-linux-gnu/frr") for tree in TREES[1:]]
@@ -196,10 +195,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _with_group(home: Path) -> Path:
+    """A /etc/group in which root may do what FRR's group may."""
     path = home / "group"
-    known = Path("/etc/group").read_text()
-    added = "" if "frrvty:" in known else "frrvty:x:64999:\n"
-    path.write_text(known + added)
+    lines = Path("/etc/group").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("frrvty:")]
+    path.write_text("\n".join([*kept, "frrvty:x:64999:root"]) + "\n")
     return path
 
 
