@@ -19,6 +19,7 @@ from fabric.host.control.intake import Intake
 from fabric.host.control.link_feed import LinkFeed
 from fabric.host.control.orchestrator import Orchestrator
 from fabric.host.control.ports import Clock, Datapath
+from fabric.host.control.publication import Publication
 from fabric.host.control.records import Records
 from fabric.host.control.succession import Succession
 from fabric.host.control.topology_keeper import TopologyKeeper, table_version
@@ -37,6 +38,7 @@ from fabric.host.links.feed import Audience
 from fabric.host.network.bridge_ports import BridgePorts
 from fabric.host.network.ping import Ping, ping
 from fabric.host.process import boot_id
+from fabric.host.store.interface import Store
 from fabric.host.upkeep.housekeeping import House, Housekeeper, KernelState
 from fabric.host.vmm.domains import Hypervisor
 from fabric.routing.policy import ApplicationFacts, Policy
@@ -80,6 +82,8 @@ class Parts:
     """Whether there is a link watch beside this process."""
     notice_key: bytes = b""
     """By which guests know its word; see fabric.wire.notice."""
+    store: Store | None = None
+    """None: nothing is shared with other hosts, and tables stay as they are."""
 
 
 class Host:
@@ -127,6 +131,9 @@ class Host:
             events=parts.events,
             clock=parts.clock,
         )
+        self._publication = (
+            Publication(self.keeper, parts.store, parts.events) if parts.store else None
+        )
         self._feed = LinkFeed(config.host_dir, self._on_links, self.keeper.on_silence)
         self._listens = config.liveness.enabled and parts.watches_links
         self._notice_key = parts.notice_key
@@ -169,6 +176,8 @@ class Host:
         self._keeping.append(asyncio.create_task(self.housekeeper.keep()))
         if self._listens:
             self._keeping.append(asyncio.create_task(self._feed.run()))
+        if self._publication is not None:
+            self._keeping.append(asyncio.create_task(self._publication.run()))
         self._tell_audience()
         return inheritance
 
@@ -182,6 +191,7 @@ class Host:
         """End everything; afterwards no guest and no rule of ours is left."""
         for task in self._keeping:
             task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
         self.keeper.close()
         await self.housekeeper.close()
         await self.orchestrator.close()

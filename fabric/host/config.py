@@ -68,6 +68,17 @@ class LivenessConfig:
 
 
 @dataclass(frozen=True)
+class StoreConfig:
+    """Where hosts leave what the others are to know, see fabric.host.store."""
+
+    kind: str = "none"
+    """``none``: nothing is shared; ``file``: a directory, for hosts on one machine."""
+    directory: str = ""
+    lease: float = 10.0
+    """Seconds after which a host that died is gone from it."""
+
+
+@dataclass(frozen=True)
 class HostConfig:
     """One orchestrator's configuration."""
 
@@ -94,6 +105,7 @@ class HostConfig:
     tier: str = DEFAULT_TIER
     pool: PoolConfig = field(default_factory=PoolConfig)
     liveness: LivenessConfig = field(default_factory=LivenessConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     idle_timeout: float = 30.0
     """Seconds without a packet after which a connection's guest is destroyed."""
     announce: bool = True
@@ -140,7 +152,8 @@ class HostConfig:
             pool = PoolConfig(**data.get("pool", {}))
             liveness = LivenessConfig(**data.get("liveness", {}))
             lists = {k: tuple(data[k]) for k in ("overlay_addresses", "overlay_prefixes")}
-            nested = {"limits": limits, "pool": pool, "liveness": liveness}
+            store = StoreConfig(**data.get("store", {}))
+            nested = {"limits": limits, "pool": pool, "liveness": liveness, "store": store}
             return cls(**{**data, **lists, **nested})
         except (KeyError, TypeError) as exc:
             raise ConfigError(f"orchestrator configuration: {exc}") from exc

@@ -35,6 +35,7 @@ from fabric.host.guest.bundle import Bundle, build_bundle, compiler_for
 from fabric.host.guest.template import Ingredients, TemplateStore
 from fabric.host.network.appfacts import find_facts
 from fabric.host.network.bridge_ports import KernelBridgePorts
+from fabric.host.store.opening import open_store
 from fabric.host.views import Status
 from fabric.host.vmm import libvirtd
 from fabric.host.vmm.acceleration import Acceleration, QemuBooter, probe
@@ -108,6 +109,7 @@ async def serve(config: HostConfig) -> None:
             pooled=tiers,
             on_step=StopAt(config.host_dir / "stop-at"),
             watches_links=config.liveness.enabled,
+            store=open_store(config.store),
             notice_key=_notice_key(config.host_dir / "notice.key"),
         )
         host = Host(parts)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fabric.errors import ConfigError
-from fabric.host.config import HostConfig
+from fabric.host.config import HostConfig, StoreConfig
 from fabric.lab import names
 from fabric.routing.topology import Topology
 
@@ -38,6 +38,8 @@ _HOST_OPTIONS = (
 RUN_DIR = Path("/run/fabric")
 STATE_DIR = Path("/var/lib/fabric")
 MINIMUM_BRIDGE_MTU = 1500
+STORE = "-store"
+"""Directory of a lab's store, beside those of its hosts. No host can be called so."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ def _host_config(
         topology=topology,
         policy=dict(host.policy or model.policy),
         liveness=model.liveness,
+        store=StoreConfig("file", str(options.run_dir / model.name / STORE)),
         overlay_mtu=model.overlay_mtu,
         libvirt_uri=options.libvirt_uri,
         run_dir=str(options.run_dir),

@@ -22,7 +22,7 @@ LAW = {
     "cli": {"errors", "wire", "routing", "host", "lab"},
 }
 # the folders of host, lowest first: each may import those before it, and the foundation
-HOST_FOLDERS = ["network", "vmm", "guest", "links", "control", "upkeep"]
+HOST_FOLDERS = ["store", "network", "vmm", "guest", "links", "control", "upkeep"]
 HOST_TOP = {"main", "assembly", "api", "views"}
 """Modules directly in host that stand on everything; the others are its foundation."""
 # third-party library -> the one module that may import it (typer: the one package)

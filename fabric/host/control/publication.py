@@ -1,0 +1,77 @@
+"""This host's word to the others through the store, and theirs to it.
+
+Owns: the keys and documents of reports, the task that keeps both going. May import: errors,
+routing, host.store, host.control.topology_keeper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+
+from fabric.errors import FabricError
+from fabric.host.control.topology_keeper import TopologyKeeper
+from fabric.host.events import EventLog
+from fabric.host.store.interface import State, Store
+from fabric.routing.link_state import NodeReport
+
+log = logging.getLogger(__name__)
+
+LINKS = "links/"
+RETRY = 1.0
+"""Seconds until a value that could not be put is tried again."""
+
+
+class Publication:
+    """Between one keeper and one store."""
+
+    def __init__(self, keeper: TopologyKeeper, store: Store, events: EventLog) -> None:
+        self._keeper = keeper
+        self._store = store
+        self._events = events
+        self._news = asyncio.Event()
+        self._refused: dict[str, bytes] = {}
+        """Values of others that make no report: told once."""
+        keeper.publish = lambda _report: self._news.set()
+
+    async def run(self) -> None:
+        """Until cancelled; then this host's word is gone from the store."""
+        telling = asyncio.create_task(self._tell())
+        try:
+            async for state in self._store.watch():
+                if state is None:
+                    self._keeper.share(False)
+                    continue
+                reports = list(self._reports(state))
+                gone = self._keeper.reports.keys() - {report.node for report in reports}
+                self._keeper.on_reports(reports, gone)
+                self._keeper.share(True)
+        finally:
+            telling.cancel()
+            await self._store.close()
+
+    async def _tell(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            report = self._keeper.report
+            try:
+                value = json.dumps(report.to_json(), separators=(",", ":")).encode()
+                await self._store.put(f"{LINKS}{report.node}", value)
+            except FabricError as exc:
+                self._events.emit("store-refused", error=exc.message)
+                await asyncio.sleep(RETRY)
+                self._news.set()
+
+    def _reports(self, state: State) -> Iterator[NodeReport]:
+        for key, value in state.items():
+            if not key.startswith(LINKS):
+                continue
+            try:
+                yield NodeReport.from_json(json.loads(value))
+            except (FabricError, ValueError) as exc:
+                if self._refused.get(key) != value:
+                    self._refused[key] = value
+                    self._events.emit("report-refused", key=key, error=str(exc))

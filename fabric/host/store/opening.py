@@ -1,0 +1,26 @@
+"""The store a host's configuration asks for.
+
+Owns: open_store. May import: errors, host.config, host.store. Implementations are imported when
+they are wanted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fabric.errors import ConfigError
+from fabric.host.config import StoreConfig
+from fabric.host.store.interface import Store
+
+
+def open_store(config: StoreConfig) -> Store | None:
+    """None when nothing is to be shared. Raises ConfigError."""
+    if config.kind == "none":
+        return None
+    if config.kind == "file":
+        from fabric.host.store.file import FileStore
+
+        if not config.directory:
+            raise ConfigError("store: kind file needs a directory")
+        return FileStore(Path(config.directory), config.lease)
+    raise ConfigError(f"store: kind {config.kind!r} is not known", cure="use none or file")
