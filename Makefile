@@ -35,7 +35,7 @@ bench: setup-test ## tables; spawning, memory, forwarding, blackouts beside refe
 	.venv/bin/fabric bench spawn
 	.venv/bin/fabric bench memory
 	.venv/bin/fabric bench forward --profile
-	scripts/peers.sh
+	scripts/fetch.sh bench
 	.venv/bin/fabric bench blackout
 
 clean: ## remove what was built in this directory (not the image, not the packages)

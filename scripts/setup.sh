@@ -46,6 +46,8 @@ else
   say "virtual environment: up to date"
 fi
 
+[ "$want" != test ] || scripts/fetch.sh test
+
 started=$(.venv/bin/python -c "from fabric.host.vmm.libvirtd import ensure_libvirtd; print(ensure_libvirtd())")
 [ "$started" = True ] && say "libvirt: started libvirtd" || say "libvirt: answers"
 allowed=$(.venv/bin/python -c "from fabric.host.vmm.apparmor import AppArmor as A; print(A().ensure() and A().local)")

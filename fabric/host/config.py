@@ -72,8 +72,11 @@ class StoreConfig:
     """Where hosts leave what the others are to know, see fabric.host.store."""
 
     kind: str = "none"
-    """``none``: nothing is shared; ``file``: a directory, for hosts on one machine."""
+    """``none``: nothing is shared; ``file``: a directory, for hosts on one machine; ``etcd``."""
     directory: str = ""
+    """Of kind ``file``."""
+    token_file: str = ""
+    """Of kind ``etcd``: where the word of `fabric store token` stands."""
     lease: float = 10.0
     """Seconds after which a host that died is gone from it."""
 

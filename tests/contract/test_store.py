@@ -7,16 +7,26 @@ import contextlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
-from fabric.errors import UserError
+from fabric.errors import ConfigError, UserError
+from fabric.host.store.admin import admit, expel
+from fabric.host.store.etcd import Access, EtcdClient, EtcdStore, StoreLost, text
 from fabric.host.store.file import FileStore
 from fabric.host.store.interface import MAX_VALUE, State, Store
 from fabric.host.store.memory import MemoryStore, Place
@@ -68,12 +78,145 @@ def _memory(_tmp_path: Path) -> Iterator[Kind]:
     yield Kind(lambda: MemoryStore(place), place.lose, lambda: place.lose(False))
 
 
+ETCD = Path(__file__).parents[2] / ".peers/usr/bin/etcd"
+"""What `make setup-test` fetched."""
+ROOT_PASSWORD = "root's own"
+ETCD_LEASE = 2
+"""Seconds: etcd's least."""
+
+
+class Etcd:
+    """A real etcd with TLS and users, on loopback."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._ports = free_ports(2)
+        self.url = f"https://127.0.0.1:{self._ports[0]}"
+        authority, self._certificate, self._key = certificates(directory)
+        self.root = Access((self.url,), "fabric/t/", "root", ROOT_PASSWORD, authority)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        client, peer = self.url, f"http://127.0.0.1:{self._ports[1]}"
+        argv = [
+            str(ETCD if ETCD.exists() else "etcd"), "--data-dir", str(self._directory / "data"), "--log-level", "error",
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", f"default={peer}",
+            "--cert-file", str(self._certificate), "--key-file", str(self._key),
+        ]  # fmt: skip
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(argv, stdout=log, stderr=log)
+        asyncio.run(self._ready())
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def prepare(self) -> Access:
+        """Turn users on; a host's own access."""
+        return asyncio.run(self._prepare())
+
+    async def _ready(self) -> None:
+        client = EtcdClient(replace(self.root, user=""))
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    await client.call("maintenance/status", {})
+                    break
+                except StoreLost:
+                    await asyncio.sleep(0.05)
+        await client.close()
+
+    async def _prepare(self) -> Access:
+        client = EtcdClient(replace(self.root, user=""))
+        await client.call("auth/user/add", {"name": "root", "password": ROOT_PASSWORD})
+        await client.call("auth/role/add", {"name": "root"})
+        await client.call("auth/user/grant", {"user": "root", "role": "root"})
+        await client.call("auth/enable", {})
+        await client.close()
+        return await admit(self.root, "h1")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def certificates(directory: Path) -> tuple[str, Path, Path]:
+    """An authority (PEM), and the certificate and key it gave 127.0.0.1."""
+    now = datetime.now(UTC)
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    def builder(subject: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        made = x509.CertificateBuilder().subject_name(name(subject)).issuer_name(name("tests"))
+        made = made.public_key(key.public_key()).serial_number(x509.random_serial_number())
+        return made.not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+
+    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    is_ca = x509.BasicConstraints(ca=True, path_length=None)
+    authority = builder("tests", ca_key).add_extension(is_ca, critical=True)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    server = builder("etcd", key).add_extension(here, critical=False)
+    pem = serialization.Encoding.PEM
+    paths = directory / "server.crt", directory / "server.key"
+    paths[0].write_bytes(server.sign(ca_key, hashes.SHA256()).public_bytes(pem))
+    paths[1].write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return authority.sign(ca_key, hashes.SHA256()).public_bytes(pem).decode(), *paths
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Etcd, Access]]:
+    server = Etcd(tmp_path_factory.mktemp("etcd"))
+    server.start()
+    try:
+        yield server, server.prepare()
+    finally:
+        server.kill()
+
+
+def _etcd(server: Etcd, access: Access) -> Iterator[Kind]:
+    program = (
+        "import asyncio, sys; from fabric.host.store.etcd import Access, EtcdStore\n"
+        "async def main():\n"
+        f"    store = EtcdStore(Access.from_token({access.to_token()!r}), {ETCD_LEASE})\n"
+        "    await store.put(sys.argv[1], sys.argv[2].encode())\n"
+        "    async for _ in store.watch(): pass\n"
+        "asyncio.run(main())"
+    )
+    yield Kind(
+        lambda: EtcdStore(access, ETCD_LEASE),
+        server.kill,
+        # Its start is waited for by a loop of its own.
+        lambda: run_aside(server.start),
+        [sys.executable, "-c", program],
+    )
+
+
+def run_aside(action: Callable[[], None]) -> None:
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join()
+
+
 KINDS: dict[str, Callable[[Path], Iterator[Kind]]] = {"memory": _memory, "file": _file}
 
 
-@pytest.fixture(params=sorted(KINDS))
+@pytest.fixture(params=[*KINDS, "etcd"])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
-    yield from KINDS[request.param](tmp_path)
+    if request.param == "etcd":
+        yield from _etcd(*request.getfixturevalue("etcd"))
+    else:
+        yield from KINDS[request.param](tmp_path)
 
 
 class Watcher:
@@ -266,3 +409,102 @@ def test_a_killed_process_is_gone_when_its_lease_ends(kind: Kind) -> None:
             await stays.sees({"links/1": b"mine"})
 
     story(tell)
+
+
+# -- etcd alone ------------------------------------------------------------------------------------
+
+
+def test_a_host_can_do_nothing_beyond_the_prefix_of_its_fabric(etcd: tuple[Etcd, Access]) -> None:
+    async def tell() -> None:
+        client = EtcdClient(etcd[1])
+        elsewhere = {"key": text(b"other/links/1")}
+        with pytest.raises(StoreLost, match="permission denied"):
+            await client.call("kv/range", elsewhere)
+        with pytest.raises(StoreLost, match="permission denied"):
+            await client.call("kv/put", {**elsewhere, "value": ""})
+        with pytest.raises(StoreLost, match="permission denied"):
+            await client.call("auth/user/add", {"name": "me", "password": "too"})
+        await client.close()
+
+    story(tell)
+
+
+def test_a_wrong_password_is_a_lost_store_that_says_why(
+    etcd: tuple[Etcd, Access], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def tell() -> None:
+        watcher = Watcher(EtcdStore(replace(etcd[1], password="guessed"), ETCD_LEASE))
+        await watcher.sees(None)
+        await watcher.close()
+        assert "authentication failed" in caplog.text
+
+    story(tell)
+
+
+def test_a_strangers_certificate_is_not_believed(
+    etcd: tuple[Etcd, Access], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def tell() -> None:
+        authority, _, _ = certificates(tmp_path)
+        watcher = Watcher(EtcdStore(replace(etcd[1], authority=authority), ETCD_LEASE))
+        await watcher.sees(None)
+        await watcher.close()
+        assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
+
+    story(tell)
+
+
+def test_compaction_costs_nothing(etcd: tuple[Etcd, Access]) -> None:
+    async def tell() -> None:
+        store = EtcdStore(etcd[1], ETCD_LEASE)
+        watcher = Watcher(store)
+        await watcher.sees({})
+        for number in range(5):
+            await store.put("links/1", b"%d" % number)
+        await watcher.sees({"links/1": b"4"})
+        root = EtcdClient(etcd[0].root)
+        revision = (await root.call("kv/range", {"key": text(b"x")}))["header"]["revision"]
+        await root.call("kv/compaction", {"revision": revision})
+        await root.close()
+        await store.put("links/1", b"after")
+        await watcher.sees({"links/1": b"after"})
+        await watcher.close()
+
+    story(tell)
+
+
+def test_who_was_expelled_is_out_and_a_second_token_ends_the_first(
+    etcd: tuple[Etcd, Access],
+) -> None:
+    async def tell() -> None:
+        root = etcd[0].root
+        first = await admit(root, "h9")
+        second = await admit(root, "h9")
+        assert Access.from_token(second.to_token()) == second
+        for access, welcome in ((first, False), (second, True)):
+            watcher = Watcher(EtcdStore(access, ETCD_LEASE))
+            await watcher.sees({} if welcome else None)
+            await watcher.close()
+        await expel(root, "h9")
+        watcher = Watcher(EtcdStore(second, ETCD_LEASE))
+        await watcher.sees(None)
+        await watcher.close()
+
+    story(tell)
+
+
+def test_the_second_endpoint_serves_when_the_first_does_not(etcd: tuple[Etcd, Access]) -> None:
+    async def tell() -> None:
+        nobody = f"https://127.0.0.1:{free_ports(1)[0]}"
+        access = replace(etcd[1], endpoints=(nobody, *etcd[1].endpoints))
+        watcher = Watcher(EtcdStore(access, ETCD_LEASE))
+        await watcher.sees({})
+        await watcher.close()
+
+    story(tell)
+
+
+@pytest.mark.parametrize("token", ["", "x", "e30=", "not base64 at all!"])
+def test_what_is_no_token_is_refused(token: str) -> None:
+    with pytest.raises(ConfigError, match="join token"):
+        Access.from_token(token)

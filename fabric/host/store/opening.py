@@ -23,4 +23,17 @@ def open_store(config: StoreConfig) -> Store | None:
         if not config.directory:
             raise ConfigError("store: kind file needs a directory")
         return FileStore(Path(config.directory), config.lease)
-    raise ConfigError(f"store: kind {config.kind!r} is not known", cure="use none or file")
+    if config.kind == "etcd":
+        from fabric.host.store.etcd import Access, EtcdStore
+
+        return EtcdStore(Access.from_token(_token(Path(config.token_file))), int(config.lease))
+    raise ConfigError(f"store: kind {config.kind!r} is not known", cure="use none, file or etcd")
+
+
+def _token(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as exc:
+        raise ConfigError(
+            f"store: token_file {path}: {exc.strerror}", cure="make one with `fabric store token`"
+        ) from exc

@@ -25,7 +25,7 @@ NETWORK = "10.88.0"
 ROUTES_DEADLINE = 60.0
 """Seconds until a daemon has routes to everybody."""
 TREES = (Path("/"), Path(__file__).parents[3] / ".peers")
-"""Where they may be installed: the system, or what scripts/peers.sh unpacked."""
+"""Where they may be installed: the system, or what scripts/fetch.sh bench unpacked."""
 
 
 def address(node: int) -> str:
@@ -207,7 +207,7 @@ def _program(name: str) -> Path:
     for tree in TREES:
         if (found := tree / name).exists():
             return found
-    raise ToolMissing(f"{name} is not installed", cure="run scripts/peers.sh")
+    raise ToolMissing(f"{name} is not installed", cure="run scripts/fetch.sh bench")
 
 
 def available() -> tuple[str, ...]:
