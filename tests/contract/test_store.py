@@ -99,7 +99,8 @@ class Etcd:
     def start(self) -> None:
         client, peer = self.url, f"http://127.0.0.1:{self._ports[1]}"
         argv = [
-            str(ETCD if ETCD.exists() else "etcd"), "--data-dir", str(self._directory / "data"), "--log-level", "error",
+            str(ETCD if ETCD.exists() else "etcd"), "--log-level", "error",
+            "--data-dir", str(self._directory / "data"),
             "--listen-client-urls", client, "--advertise-client-urls", client,
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
             "--initial-cluster", f"default={peer}",
