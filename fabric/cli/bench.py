@@ -168,7 +168,7 @@ def blackout(
     """What a stream of 200 packets/s loses when a link on its path dies without a sign.
 
     The fabric on real guests, then others' routing daemons on the same namespaces and links, with
-    BFD as each has it by default. Daemons that are not installed: scripts/fetch.sh bench fetches them.
+    BFD as each has it by default. scripts/fetch.sh bench fetches daemons that are not installed.
     """
     from fabric.lab.bench import blackout as benchmark
     from fabric.lab.bench import blackout_tables as tables
