@@ -8,7 +8,6 @@ that a mended link is back soon.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
@@ -174,14 +173,13 @@ def _start(
     script = f'mount --bind {group} /etc/group && exec "$@"'
     libraries = [str(tree / "usr/lib/x86_64-linux-gnu") for tree in TREES[1:]]
     libraries += [str(tree / "usr/lib/x86_64-linux-gnu/frr") for tree in TREES[1:]]
-    environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
+    environment = ["env", f"LD_LIBRARY_PATH={':'.join(libraries)}"]
     with (directory / "log").open("ab") as log:
         return subprocess.Popen(
-            ["ip", "netns", "exec", namespace, "sh", "-c", script, "sh", *command],
+            ["ip", "netns", "exec", namespace, *environment, "sh", "-c", script, "sh", *command],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=environment,
         )
 
 
