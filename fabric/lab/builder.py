@@ -17,7 +17,7 @@ from fabric.errors import ConfigError, EnvironmentFault, FabricError
 from fabric.host.vmm.hypervisor import Hypervisor
 from fabric.lab import names, preflight, state
 from fabric.lab.daemons import ORCHESTRATOR, Daemon, Emulator, Orchestrator, Service
-from fabric.lab.links import Link
+from fabric.lab.links import BackToFile, Link
 from fabric.lab.names import Owner
 from fabric.lab.resources import ConfigFile, GuestBridge, HostsFile, Namespace, Resource
 from fabric.lab.spec import LabSpec
@@ -70,14 +70,14 @@ def parts(lab: LabState, machine: Machine) -> list[Resource]:
         Namespace(names.namespace_name(spec.name, host.host), Owner(spec.name, host.host))
         for host in spec.hosts
     ]
-    if spec.impaired_links:
+    if spec.links:
         owner = Owner(spec.name, names.LINKS_HOST)
         found.append(Namespace(names.emulator_namespace(spec.name), owner))
     found += [GuestBridge(host, spec.bridge_mtu(host.host)) for host in spec.hosts]
-    found += [Link(spec.name, link) for link in spec.links]
+    found += [Link(lab, link) for link in spec.links]
     found += [HostsFile(spec, host, machine.netns_files) for host in spec.hosts]
     found += [ConfigFile(host) for host in spec.hosts]
-    if spec.impaired_links:
+    if spec.impaired_links or names.LINKS_HOST in lab.processes:
         found.append(Emulator(lab, spec))
     found += [Orchestrator(lab, host, machine.orchestrator) for host in spec.hosts]
     found += [Service(lab, service) for service in spec.services]
@@ -159,9 +159,9 @@ def _missing(lab: LabState, machine: Machine, world: World) -> list[Resource]:
     A daemon that runs on damaged wiring counts as missing: it holds sockets and neighbour entries
     of interfaces that are gone.
     """
-    every = parts(lab, machine)
+    every = parts(lab, machine) + [BackToFile(lab, link) for link in lab.spec.links]
     absent = [part for part in every if not part.present(world)]
-    if all(isinstance(part, Daemon | HostsFile) for part in absent):
+    if all(isinstance(part, Daemon | HostsFile | BackToFile) for part in absent):
         return absent
     return [part for part in every if part in absent or isinstance(part, Daemon)]
 

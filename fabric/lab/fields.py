@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any
 
 from fabric.host.config import Limits, PoolConfig
+from fabric.lab.standing import DOWN, UP
 from fabric.routing.rules import TIERS
 from fabric.routing.topology import MAX_COST
 from fabric.wire.packet import HEADER_SIZE, UNDERLAY_OVERHEAD
@@ -279,6 +280,7 @@ LINK_FIELDS: dict[str, Field] = {
     "loss": LOSS,
     "affinities": WORDS,
     "mtu": integer(MIN_LINK_MTU, MAX_LINK_MTU, " bytes"),
+    "state": one_of("state of a link", (UP, DOWN)),
 }
 """Attributes of a link."""
 

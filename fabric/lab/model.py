@@ -14,6 +14,7 @@ from typing import Any
 
 from fabric.host.config import Limits, PoolConfig
 from fabric.lab.fields import MIN_OVERLAY_MTU
+from fabric.lab.standing import UP
 from fabric.routing.definitions import Definition
 from fabric.routing.topology import Link, Node, Topology
 from fabric.wire.packet import HEADER_SIZE, RECORD_SIZE, UNDERLAY_OVERHEAD
@@ -89,6 +90,8 @@ class LinkModel:
     jitter_us: int = 0
     affinities: tuple[str, ...] = ()
     mtu: int = DEFAULT_LINK_MTU
+    state: str = UP
+    """Whether it carries anything when the lab comes up; tables are computed as if it did."""
 
 
 @dataclass(frozen=True)
