@@ -32,7 +32,10 @@ def register(app: typer.Typer) -> None:
 def up(
     file: FileArgument,
     tier: Annotated[
-        str | None, typer.Option(help=f"How guests appear: {', '.join(TIERS)}.")
+        str | None,
+        typer.Option(
+            help=f"How guests appear: {', '.join(TIERS)}.", autocompletion=context.complete_tier
+        ),
     ] = None,
     idle_timeout: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds until an unused guest is destroyed.")
@@ -140,6 +143,7 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
             host["orchestrator"]["pid"],
             host["connections"],
             len(host["guests"]),
+            " ".join(f"{n} {tier}" for tier, n in host["kept_ready"].items() if n),
             sum(host["refused_packets"].values()),
         )
         for host in found["hosts"]
@@ -154,6 +158,7 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
             "PID",
             "CONNECTIONS",
             "GUESTS",
+            "KEPT READY",
             "REFUSED",
         ),
         rows,
@@ -167,7 +172,7 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
             f"{link['bandwidth_bps'] / 1e6:g} Mb/s" if link["bandwidth_bps"] else "unlimited",
             f"{link['loss'] * 100:g} %",
             link["mtu"],
-            link["state"],
+            link["state"] + (" (changed)" if link["changed"] else ""),
         )
         for link in found["links"]
     )
