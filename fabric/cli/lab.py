@@ -206,6 +206,7 @@ def validate(file: FileArgument, output: OutputOption = Format.TABLE) -> None:
                 "lab": model.name,
                 "hosts": len(model.hosts),
                 "links": len(model.links),
+                "checks": len(model.checks),
             }
         )
     else:

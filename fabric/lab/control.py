@@ -92,8 +92,10 @@ class Control:
                 raise UserError(f"link {found.label} is {before.state} already")
             lab.cuts[found.number] = me
             lab.save()
+        switch = Switch(self._lab, found)
+        switch.ready(self.world)
         try:
-            yield lambda: Switch(self._lab, found).cut(self.world, replace(before, state=to))
+            yield lambda: switch.cut(self.world, replace(before, state=to))
         finally:
             with state.locked(self._run_dir):
                 again = state.load(self._run_dir, self._lab)

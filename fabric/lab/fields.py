@@ -262,6 +262,7 @@ _DURATION = _written(_NUMBER + "(us|µs|ms|s|m|min)", "5ms", "30s")
 
 _ONE_WORD = {"type": "string", "pattern": f"^{WORD_PATTERN}$"}
 DURATION = Field(parse_latency, {"anyOf": [_DURATION, _ZERO]})
+SECONDS = Field(parse_seconds, _DURATION)
 BANDWIDTH = Field(
     parse_bandwidth, _written(_NUMBER + "([kKmMgGtT]?[bB][iI][tT])(/s)?", "100mbit", "1gbit")
 )
@@ -310,7 +311,7 @@ HOST_FIELDS: dict[str, Field] = {
     "region": Field(parse_word, _ONE_WORD),
     "load": Field(parse_load, {"anyOf": [_written(_NUMBER + "%", "30%"), _ZERO]}),
     "tier": Field(_parse_tier, {"enum": list(TIERS)}),
-    "idle_timeout": Field(parse_seconds, _DURATION),
+    "idle_timeout": SECONDS,
     "guest_memory_mib": integer(64, 1 << 16, " MiB"),
     "guest_subnet": network_of(4, 8, "100.115.0.0/22"),
     "announce": Field(parse_boolean, {"type": "boolean"}),

@@ -15,6 +15,7 @@ from typing import Any
 from fabric.host.config import Limits, PoolConfig
 from fabric.lab.fields import MIN_OVERLAY_MTU
 from fabric.lab.standing import UP
+from fabric.lab.validation import Check
 from fabric.routing.definitions import Definition
 from fabric.routing.topology import Link, Node, Topology
 from fabric.wire.packet import HEADER_SIZE, RECORD_SIZE, UNDERLAY_OVERHEAD
@@ -109,6 +110,8 @@ class LabModel:
     """Policy of hosts that have none of their own."""
     protocols: tuple[Definition, ...] = ()
     """What the file defines beyond, or instead of, the built-in ones."""
+    checks: tuple[Check, ...] = ()
+    """What ``fabric check`` tries, in the order of the file."""
 
     @cached_property
     def overlay_mtu(self) -> int:

@@ -99,6 +99,11 @@ class Switch:
         begin = [f"table {self._table}", f"delete table {self._table}", f"table {self._table} {{"]
         self._run(world, [*begin, *chains, "}"])
 
+    def ready(self, world: World) -> None:
+        """Have the sockets open, so that what follows takes no longer than it must."""
+        world.netlink(self._namespace)
+        world.nftables(self._namespace)
+
     def is_carrying(self, world: World) -> bool:
         """Whether both ports are up, which is what both ends see as their carrier."""
         there = world.links(self._namespace)
