@@ -72,14 +72,18 @@ def up(
         for host, what in pending.items():
             note(f"{host}: {what}; connections wait longer until then")
     if output is Format.JSON:
-        emit_json({"lab": report.lab, "dry_run": dry_run, "changed": list(report.changed)})
+        changed, mended = list(report.changed), list(report.mended)
+        emit_json({"lab": report.lab, "dry_run": dry_run, "changed": changed, "mended": mended})
     elif not report.changed:
         say(f"lab {report.lab} is up already: nothing changed")
     elif dry_run:
         for label in report.changed:
-            say(f"would make {label}")
+            say(f"would {'mend' if label in report.mended else 'make'} {label}")
     else:
-        say(f"lab {report.lab} is up: {len(report.changed)} parts made")
+        for label in report.mended:
+            say(f"mended {label}")
+        made = len(report.changed) - len(report.mended)
+        say(f"lab {report.lab} is up: {_parts(made)} made")
 
 
 def down(
@@ -104,8 +108,12 @@ def down(
     for name in wanted:
         with progress(f"lab {name}") as step:
             report = builder.down(name, context.run_dir(), context.machine(), step)
-        parts = f"{len(report.changed)} parts removed"
-        say(f"lab {name} is down" + (f": {parts}" if report.changed else " already"))
+        removed = f": {_parts(len(report.changed))} removed"
+        say(f"lab {name} is down{removed if report.changed else ' already: nothing changed'}")
+
+
+def _parts(count: int) -> str:
+    return "1 part" if count == 1 else f"{count} parts"
 
 
 def _name_in(file: Path) -> str:

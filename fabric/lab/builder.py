@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,13 @@ class Report:
     lab: str
     changed: tuple[str, ...]
     """Labels of the parts made or removed, in order."""
+    mended: tuple[str, ...] = ()
+    """Those of them that were there, and are again as the file has them."""
+
+    @classmethod
+    def of(cls, lab: str, parts: Sequence[Resource]) -> Report:
+        mended = tuple(part.label for part in parts if isinstance(part, BackToFile))
+        return cls(lab, tuple(part.label for part in parts), mended)
 
 
 def parts(lab: LabState, machine: Machine) -> list[Resource]:
@@ -91,7 +98,7 @@ def plan(spec: LabSpec, machine: Machine) -> Report:
     machine.check(spec)
     lab = state.load(run_dir, spec.name) or LabState(spec)
     with machine.world() as world:
-        return Report(spec.name, tuple(part.label for part in _missing(lab, machine, world)))
+        return Report.of(spec.name, _missing(lab, machine, world))
 
 
 def up(spec: LabSpec, machine: Machine, progress: Progress = silent) -> Report:
@@ -122,7 +129,7 @@ def up(spec: LabSpec, machine: Machine, progress: Progress = silent) -> Report:
                 raise
             lab.phase = state.UP
             lab.save()
-        return Report(spec.name, tuple(part.label for part in missing))
+        return Report.of(spec.name, missing)
 
 
 def down(lab_name: str, run_dir: Path, machine: Machine, progress: Progress = silent) -> Report:

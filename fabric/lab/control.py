@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fabric.errors import EnvironmentFault, NameUnknown, UserError
+from fabric.errors import Conflict, EnvironmentFault, NameUnknown, UserError
 from fabric.lab import preflight, processes, state
 from fabric.lab.daemons import Emulator
 from fabric.lab.links_section import pairs_in
@@ -90,10 +90,15 @@ class Control:
             before = lab.standing(found)
             if before.state != UP:
                 raise UserError(f"link {found.label} is {before.state} already")
+            holder = lab.cuts.get(found.number)
+            if holder is not None and holder.is_alive():
+                raise Conflict(
+                    f"link {found.label} is cut by process {holder.pid}", cure="wait for its end"
+                )
+            switch = Switch(self._lab, found)
+            switch.ready(self.world)
             lab.cuts[found.number] = me
             lab.save()
-        switch = Switch(self._lab, found)
-        switch.ready(self.world)
         try:
             yield lambda: switch.cut(self.world, replace(before, state=to))
         finally:

@@ -16,7 +16,7 @@ from fabric.host.network.netns import NETNS_DIR
 from fabric.lab import names
 from fabric.lab.client import HostClient
 from fabric.lab.spec import End, LinkSpec
-from fabric.lab.standing import DOWN, SILENT
+from fabric.lab.standing import DOWN
 from fabric.lab.state import LabState
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _link(lab: LabState, link: LinkSpec, emulating: bool) -> dict[str, Any]:
     there = all((NETNS_DIR / names.namespace_name(lab.spec.name, e.host)).exists() for e in ends)
     now = lab.standing(link)
     works = there and (emulating or not now.impaired)
-    state = (SILENT if link.number in lab.cuts else now.state) if works else DOWN
+    state = ("cut" if link.number in lab.cuts else now.state) if works else DOWN
     return {
         "a": link.a.host,
         "b": link.b.host,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fabric.errors import NameUnknown, UserError
+from fabric.errors import Conflict, NameUnknown, UserError
 from fabric.lab import builder, gc, names, state
 from fabric.lab.control import Control, find_link
 from fabric.lab.inspection import inspect_links
@@ -191,10 +191,12 @@ def test_up_goes_back_to_the_file_and_says_so(
     before = state.require(run_dir, LAB).processes
     control.change("h1-h2", becomes(latency_us=1_000, state=SILENT))
     control.change("h2-h3", becomes(loss=0.9))
-    assert builder.up(spec, machine).changed == (
+    mended = (
         "link h1 -- h2: delay 1 ms → 5 ms, state silent → up",
         "link h2 -- h3: loss 90 % → 0 %",
     )
+    assert builder.plan(spec, machine).mended == mended
+    assert builder.up(spec, machine) == builder.Report(LAB, mended, mended)
     assert rtt_ms("h1", "172.31.0.1") >= 10 and rtt_ms() < 5
     assert builder.up(spec, machine).changed == ()
     after = state.require(run_dir, LAB).processes
@@ -271,6 +273,9 @@ def test_a_cut_is_given_back_whatever_happens(control: Control, run_dir: Path) -
     assert rtt_ms() >= 12
     assert state.require(run_dir, LAB).cuts == {}
     control.change("h2-h3", becomes(state=DOWN))
+    again = pytest.raises(Conflict, match=f"process {os.getpid()}")
+    with control.cut("h1-h2", SILENT), again, control.cut("h1-h2", SILENT):
+        pass
     with pytest.raises(UserError, match="down already"), control.cut("h2-h3", SILENT):
         pass
 

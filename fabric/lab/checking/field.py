@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -79,6 +80,8 @@ class Field:
             return Exchange(count, tuple(end.get("rtts_ms", ())), error, carried)
 
     def _ping(self, check: Check, count: int) -> Exchange:
+        if shutil.which("ping") is None:
+            raise ToolMissing("`ping` is not installed", cure="apt-get install iputils-ping")
         begin = time.time_ns() // 1000
         words = ("ping", "-n", "-c", count, "-i", PING_INTERVAL, "-W", round(check.within))
         with self._start(check.source, *words, self._address(check.target), asks=check) as ping:
