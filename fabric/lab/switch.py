@@ -2,9 +2,9 @@
 
 Owns: the nftables programs of the namespace a lab's links meet in, the token buckets and netem
 there. May import: errors, host.network, lab. A link is two veth pairs; their inner ends, here, are
-joined by nft's ``fwd``, at one more veth hop than a plain pair (docs/decisions/0013-links.md). What frames
-meet on the way is a matter of where ``fwd`` leads, and one transaction changes that for both
-directions: no frame is lost or doubled by it.
+joined by nft's ``fwd`` (docs/decisions/0013-links.md). What frames meet on the way is a matter of
+where ``fwd`` leads, and one transaction changes that for both directions: no frame is lost or
+doubled by it.
 
     direct     ea → eb                 the kernel alone
     limited    ea → ma ═ mb → eb       a token bucket on ma (and netem, where the kernel has it)
