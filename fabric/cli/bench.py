@@ -22,7 +22,10 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Measure the fabric on real guests."
 )
 TierOption = Annotated[
-    list[str] | None, typer.Option(help="Where guests come from; again or by commas.")
+    list[str] | None,
+    typer.Option(
+        help="Where guests come from; again or by commas.", autocompletion=context.complete_tier
+    ),
 ]
 NameOption = Annotated[str, typer.Option(help="Of the labs it makes.")]
 MarkdownOption = Annotated[

@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from fabric.cli.context import HostArgument, LabOption, pick_host, pick_lab
+from fabric.cli.context import (
+    HostArgument,
+    LabOption,
+    complete_host,
+    complete_protocol,
+    pick_host,
+    pick_lab,
+)
 from fabric.cli.output import (
     Format,
     OutputOption,
@@ -116,7 +123,10 @@ def explain(
 
 def routes(
     host: HostArgument,
-    protocol: Annotated[str, typer.Option("--protocol", help="Only this protocol.")] = "",
+    protocol: Annotated[
+        str,
+        typer.Option("--protocol", help="Only this one.", autocompletion=complete_protocol),
+    ] = "",
     lab: LabOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -145,7 +155,9 @@ def routes(
 
 def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones.")] = False,
-    host: Annotated[str, typer.Option("--host", help="Only this host's.")] = "",
+    host: Annotated[
+        str, typer.Option("--host", help="Only this host's.", autocompletion=complete_host)
+    ] = "",
     lab: LabOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:

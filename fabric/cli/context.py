@@ -81,6 +81,41 @@ def complete_host(incomplete: str) -> list[str]:
     return [host.host for host in hosts if host.host.startswith(incomplete)]
 
 
+def complete_link(incomplete: str) -> list[str]:
+    """Links of the lab, ``A-B``."""
+    try:
+        links = pick_lab(os.environ.get("FABRIC_LAB")).spec.links
+    except Exception:
+        return []
+    return [link.label for link in links if link.label.startswith(incomplete)]
+
+
+def complete_protocol(incomplete: str) -> list[str]:
+    """Names of protocols: the lab's, when there is one, or the built-in ones."""
+    from fabric.routing.needs import PROTOCOL_NAMES
+
+    try:
+        protocols = pick_lab(os.environ.get("FABRIC_LAB")).spec.topology().definitions
+        names = [protocol.name for protocol in protocols.values()]
+    except Exception:
+        names = list(PROTOCOL_NAMES.values())
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_need(incomplete: str) -> list[str]:
+    """Needs an application may declare."""
+    from fabric.routing.needs import NEEDS
+
+    return [need for need in NEEDS if need.startswith(incomplete)]
+
+
+def complete_tier(incomplete: str) -> list[str]:
+    """Spawn tiers."""
+    from fabric.routing.rules import TIERS
+
+    return [tier for tier in TIERS if tier.startswith(incomplete)]
+
+
 def complete_lab(incomplete: str) -> list[str]:
     """Lab names for the shell's completion."""
     from fabric.lab.state import recorded_labs

@@ -32,7 +32,10 @@ def register(app: typer.Typer) -> None:
 def up(
     file: FileArgument,
     tier: Annotated[
-        str | None, typer.Option(help=f"How guests appear: {', '.join(TIERS)}.")
+        str | None,
+        typer.Option(
+            help=f"How guests appear: {', '.join(TIERS)}.", autocompletion=context.complete_tier
+        ),
     ] = None,
     idle_timeout: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds until an unused guest is destroyed.")
@@ -69,14 +72,18 @@ def up(
         for host, what in pending.items():
             note(f"{host}: {what}; connections wait longer until then")
     if output is Format.JSON:
-        emit_json({"lab": report.lab, "dry_run": dry_run, "changed": list(report.changed)})
+        changed, mended = list(report.changed), list(report.mended)
+        emit_json({"lab": report.lab, "dry_run": dry_run, "changed": changed, "mended": mended})
     elif not report.changed:
         say(f"lab {report.lab} is up already: nothing changed")
     elif dry_run:
         for label in report.changed:
-            say(f"would make {label}")
+            say(f"would {'mend' if label in report.mended else 'make'} {label}")
     else:
-        say(f"lab {report.lab} is up: {len(report.changed)} parts made")
+        for label in report.mended:
+            say(f"mended {label}")
+        made = len(report.changed) - len(report.mended)
+        say(f"lab {report.lab} is up: {_parts(made)} made")
 
 
 def down(
@@ -101,8 +108,12 @@ def down(
     for name in wanted:
         with progress(f"lab {name}") as step:
             report = builder.down(name, context.run_dir(), context.machine(), step)
-        parts = f"{len(report.changed)} parts removed"
-        say(f"lab {name} is down" + (f": {parts}" if report.changed else " already"))
+        removed = f": {_parts(len(report.changed))} removed"
+        say(f"lab {name} is down{removed if report.changed else ' already: nothing changed'}")
+
+
+def _parts(count: int) -> str:
+    return "1 part" if count == 1 else f"{count} parts"
 
 
 def _name_in(file: Path) -> str:
@@ -140,6 +151,7 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
             host["orchestrator"]["pid"],
             host["connections"],
             len(host["guests"]),
+            " ".join(f"{n} {tier}" for tier, n in host["kept_ready"].items() if n),
             sum(host["refused_packets"].values()),
         )
         for host in found["hosts"]
@@ -154,6 +166,7 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
             "PID",
             "CONNECTIONS",
             "GUESTS",
+            "KEPT READY",
             "REFUSED",
         ),
         rows,
@@ -167,7 +180,7 @@ def inspect(lab: LabOption = None, output: OutputOption = Format.TABLE) -> None:
             f"{link['bandwidth_bps'] / 1e6:g} Mb/s" if link["bandwidth_bps"] else "unlimited",
             f"{link['loss'] * 100:g} %",
             link["mtu"],
-            link["state"],
+            link["state"] + (" (changed)" if link["changed"] else ""),
         )
         for link in found["links"]
     )
@@ -201,6 +214,7 @@ def validate(file: FileArgument, output: OutputOption = Format.TABLE) -> None:
                 "lab": model.name,
                 "hosts": len(model.hosts),
                 "links": len(model.links),
+                "checks": len(model.checks),
             }
         )
     else:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fabric.cli import bench, connections, doctor, lab, run, store
+from fabric.cli import bench, check, connections, doctor, lab, link, run, store
 from fabric.cli.output import note
 from fabric.errors import ConfigError, FabricError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for noun in (lab, run, connections, doctor, store, bench):
+for noun in (lab, link, check, run, connections, doctor, store, bench):
     noun.register(app)
 
 

@@ -40,8 +40,14 @@ def register(app: typer.Typer) -> None:
 def run(
     host: HostArgument,
     command: CommandArgument,
-    need: Annotated[str | None, typer.Option(help="What the program needs.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="The protocol to use; wins.")] = None,
+    need: Annotated[
+        str | None,
+        typer.Option(help="What the program needs.", autocompletion=context.complete_need),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="The protocol to use; wins.", autocompletion=context.complete_protocol),
+    ] = None,
     lab: LabOption = None,
 ) -> None:
     """Run any program on a host, attached to this terminal; its exit code is passed on."""

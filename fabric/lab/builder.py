@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from fabric.lab.daemons import (
     Orchestrator,
     Service,
 )
-from fabric.lab.links import Link
+from fabric.lab.links import BackToFile, Link
 from fabric.lab.names import Owner
 from fabric.lab.resources import ConfigFile, GuestBridge, HostsFile, Namespace, Resource
 from fabric.lab.spec import LabSpec
@@ -70,6 +70,13 @@ class Report:
     lab: str
     changed: tuple[str, ...]
     """Labels of the parts made or removed, in order."""
+    mended: tuple[str, ...] = ()
+    """Those of them that were there, and are again as the file has them."""
+
+    @classmethod
+    def of(cls, lab: str, parts: Sequence[Resource]) -> Report:
+        mended = tuple(part.label for part in parts if isinstance(part, BackToFile))
+        return cls(lab, tuple(part.label for part in parts), mended)
 
 
 def parts(lab: LabState, machine: Machine) -> list[Resource]:
@@ -79,14 +86,14 @@ def parts(lab: LabState, machine: Machine) -> list[Resource]:
         Namespace(names.namespace_name(spec.name, host.host), Owner(spec.name, host.host))
         for host in spec.hosts
     ]
-    if spec.impaired_links:
+    if spec.links:
         owner = Owner(spec.name, names.LINKS_HOST)
         found.append(Namespace(names.emulator_namespace(spec.name), owner))
     found += [GuestBridge(host, spec.bridge_mtu(host.host)) for host in spec.hosts]
-    found += [Link(spec.name, link) for link in spec.links]
+    found += [Link(lab, link) for link in spec.links]
     found += [HostsFile(spec, host, machine.netns_files) for host in spec.hosts]
     found += [ConfigFile(host) for host in spec.hosts]
-    if spec.impaired_links:
+    if spec.impaired_links or names.LINKS_HOST in lab.processes:
         found.append(Emulator(lab, spec))
     watched = (host for host in spec.hosts if host.liveness.enabled)
     found += [LinkWatch(lab, host, machine.link_watch) for host in watched]
@@ -102,7 +109,7 @@ def plan(spec: LabSpec, machine: Machine) -> Report:
     machine.check(spec)
     lab = state.load(run_dir, spec.name) or LabState(spec)
     with machine.world() as world:
-        return Report(spec.name, tuple(part.label for part in _missing(lab, machine, world)))
+        return Report.of(spec.name, _missing(lab, machine, world))
 
 
 def up(spec: LabSpec, machine: Machine, progress: Progress = silent) -> Report:
@@ -133,7 +140,7 @@ def up(spec: LabSpec, machine: Machine, progress: Progress = silent) -> Report:
                 raise
             lab.phase = state.UP
             lab.save()
-        return Report(spec.name, tuple(part.label for part in missing))
+        return Report.of(spec.name, missing)
 
 
 def down(lab_name: str, run_dir: Path, machine: Machine, progress: Progress = silent) -> Report:
@@ -170,9 +177,9 @@ def _missing(lab: LabState, machine: Machine, world: World) -> list[Resource]:
     A daemon that runs on damaged wiring counts as missing: it holds sockets and neighbour entries
     of interfaces that are gone.
     """
-    every = parts(lab, machine)
+    every = parts(lab, machine) + [BackToFile(lab, link) for link in lab.spec.links]
     absent = [part for part in every if not part.present(world)]
-    if all(isinstance(part, Daemon | HostsFile) for part in absent):
+    if all(isinstance(part, Daemon | HostsFile | BackToFile) for part in absent):
         return absent
     return [part for part in every if part in absent or isinstance(part, Daemon)]
 

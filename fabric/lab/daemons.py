@@ -20,10 +20,11 @@ from fabric.host.links.feed import socket_path
 from fabric.host.process import Process
 from fabric.lab import names, processes, state
 from fabric.lab.client import HostClient
-from fabric.lab.emulator import ImpairedLink
+from fabric.lab.emulator import ImpairedLink, change_links
 from fabric.lab.resources import Resource
-from fabric.lab.spec import LabSpec, ServiceSpec
+from fabric.lab.spec import LabSpec, LinkSpec, ServiceSpec
 from fabric.lab.state import LabState
+from fabric.lab.switch import uses_emulator
 from fabric.lab.world import World
 
 READY_DEADLINE = 60.0
@@ -224,6 +225,7 @@ class Emulator(Daemon):
         super().__init__(lab, names.LINKS_HOST, spec.run_dir / "links.log")
         self._spec = spec
         self._config = spec.run_dir / "links.json"
+        self._control = spec.run_dir / "links.sock"
 
     def present(self, world: World) -> bool:
         if not super().present(world):
@@ -241,13 +243,7 @@ class Emulator(Daemon):
 
     def create(self, world: World) -> None:
         self.remove(world)
-        wanted = [self._entry(link.number) for link in self._spec.impaired_links]
-        there = world.links(self._namespace)
-        # Where netem does it, the emulator's namespace has no ports: it runs with what is there.
-        entries = [entry for entry in wanted if entry.a in there]
-        indices = {name: there[name].index for entry in entries for name in (entry.a, entry.b)}
-        document = {"links": [entry.to_json() for entry in entries], "indices": indices}
-        state.write_file(self._config, json.dumps(document, indent=1) + "\n")
+        self._configure(world)
         reader, writer = os.pipe()
         try:
             argv = (*EMULATOR, str(self._config), str(writer))
@@ -265,13 +261,46 @@ class Emulator(Daemon):
         finally:
             os.close(reader)
 
+    def change(self, world: World, link: LinkSpec) -> None:
+        """Have the running emulator, or a new one, do to ``link`` what the record says of it."""
+        if not self.present(world):
+            self.create(world)
+            return
+        self._configure(world)
+        change_links(self._control, [self._entry(link)])
+
+    def _configure(self, world: World) -> None:
+        """Write what it is to do, for its start and for :meth:`present`."""
+        entries = []
+        # Where netem does it, it runs with nothing to do.
+        if uses_emulator(world, self._spec.name):
+            links = [link for link in self._spec.links if self._lab.standing(link).impaired]
+            entries = [self._entry(link) for link in links]
+        there = world.links(self._namespace)
+        ports = [port for x in entries for port in (x.from_a, x.from_b, x.to_a, x.to_b)]
+        document = {
+            "control": str(self._control),
+            "links": [entry.to_json() for entry in entries],
+            "indices": {port: there[port].index for port in ports},
+        }
+        state.write_file(self._config, json.dumps(document, indent=1) + "\n")
+
     def remove(self, world: World) -> None:
         process = self._lab.processes.get(self._key)
         if process is not None:
             processes.end(process)
         self._forget()
 
-    def _entry(self, number: int) -> ImpairedLink:
-        link = self._spec.links[number - 1]
-        a, b = names.emulator_ports(number)
-        return ImpairedLink(a, b, link.latency_us, link.loss, seed=number)
+    def _entry(self, link: LinkSpec) -> ImpairedLink:
+        standing, number = self._lab.standing(link), link.number
+        (to_a, to_b), (from_b, from_a) = names.emulator_ports(number), names.aside_ports(number)
+        return ImpairedLink(
+            from_a,
+            from_b,
+            to_a,
+            to_b,
+            standing.latency_us,
+            standing.loss,
+            seed=number,
+            jitter_us=standing.jitter_us,
+        )

@@ -18,12 +18,15 @@ a long link costs loss (as a full buffer would) and not this machine's memory.""
 
 @dataclass
 class DelayLine:
-    """Holds frames for a constant time, in order, and loses some."""
+    """Holds frames for a time, in order, and loses some. Delay, jitter and loss may be set while
+    frames are in it: those keep their time, and later ones come out behind them."""
 
     delay_ns: int
     loss: float
     """Probability of losing a frame, 0 … 1. A GSO super-frame is lost as one."""
     rng: Random
+    jitter_ns: int = 0
+    """How far the delay strays to either side, evenly spread; never below 0."""
     limit_bytes: int = QUEUE_LIMIT_BYTES
     lost: int = 0
     overflowed: int = 0
@@ -37,8 +40,13 @@ class DelayLine:
         elif self.queued_bytes + len(frame) > self.limit_bytes:
             self.overflowed += 1
         else:
-            # One constant delay per direction keeps the deque sorted: no heap is needed.
-            self._frames.append((now_ns + self.delay_ns, frame))
+            due = now_ns + self.delay_ns
+            if self.jitter_ns:
+                due = max(now_ns, due + self.rng.randint(-self.jitter_ns, self.jitter_ns))
+            # A wire does not let frames overtake each other; and a sorted deque needs no heap.
+            if self._frames:
+                due = max(due, self._frames[-1][0])
+            self._frames.append((due, frame))
             self.queued_bytes += len(frame)
 
     def pop_due(self, now_ns: int) -> Iterator[bytes]:

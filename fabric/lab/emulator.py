@@ -1,8 +1,11 @@
 """The link emulator: a process that delays and loses frames where the kernel has no netem.
 
 Owns: the raw sockets, the timer and the loop of ``python -m fabric.lab.emulator CONFIG READY_FD``.
-May import: errors, lab.delay_line. It runs in a namespace of its own, between two veth pairs per
-impaired link, sleeps until a frame or a deadline comes, and ends on SIGTERM.
+May import: errors, lab.delay_line. It runs in the namespace the lab's links meet in (see
+fabric.lab.switch), sleeps until a frame, a deadline or a request comes, and ends on SIGTERM.
+
+Links are changed while frames are in them: a client of the unix socket named in the configuration
+sends a new list of links and gets ``{}`` when it is in force, or ``{"error": …}``.
 
 Frames are moved with their virtio-net header (packet(7), PACKET_VNET_HDR): a TCP super-frame of
 64 KiB passes as one, with its checksum still to be filled in by whoever cuts it. That is what lets
@@ -28,7 +31,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fabric.errors import ConfigError, EnvironmentFault
+from fabric.errors import ConfigError, EnvironmentFault, Unreachable
 from fabric.lab.delay_line import DelayLine
 
 # linux/if_packet.h; the socket module of Python 3.11 does not have them.
@@ -49,19 +52,28 @@ RECEIVE_BUFFER_BYTES = 8 << 20
 BURST_FRAMES = 64
 """Frames read from one socket before the others and the timer get their turn."""
 NANOSECONDS = 1_000_000_000
+REQUEST_TIMEOUT = 0.2
+"""Seconds for a client's request to be there: it is sent in one piece."""
+ANSWER_TIMEOUT = 5.0
+"""Seconds a client waits."""
 
 
 @dataclass(frozen=True)
 class ImpairedLink:
-    """One link through the emulator: two of its interfaces and what lies between them."""
+    """One link through the emulator: its interfaces and what lies between them."""
 
-    a: str
-    b: str
+    from_a: str
+    """Where frames that left end A arrive; likewise for B."""
+    from_b: str
+    to_a: str
+    """What is sent here arrives at end A; likewise for B."""
+    to_b: str
     delay_us: int
     """One-way delay, microseconds, the same in both directions."""
     loss: float
     seed: int
     """Seed of the losses: the same lab loses the same frames of the same traffic."""
+    jitter_us: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,8 +116,9 @@ class Timer:
         os.close(self.descriptor)
 
 
-def open_port(interface: str) -> socket.socket:
-    """A raw socket that sees what arrives on ``interface`` and nothing that we send ourselves.
+def open_port(interface: str, *, reads: bool = True) -> socket.socket:
+    """A raw socket that sees what arrives on ``interface`` and nothing that we send ourselves;
+    nothing at all unless it ``reads``.
 
     Raises EnvironmentFault when the interface is missing or root is not given.
     """
@@ -119,7 +132,7 @@ def open_port(interface: str) -> socket.socket:
         port.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         port.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         port.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
-        port.bind((interface, ETH_P_ALL))
+        port.bind((interface, ETH_P_ALL if reads else 0))
     except OSError as exc:
         port.close()
         raise EnvironmentFault(f"link emulator, interface {interface}: {exc.strerror}") from exc
@@ -162,52 +175,95 @@ class Direction:
 class Emulator:
     """All impaired links of one lab in one loop."""
 
-    def __init__(self, links: Sequence[ImpairedLink]) -> None:
+    def __init__(self, links: Sequence[ImpairedLink], control: Path | None = None) -> None:
+        """``control``: where to take requests for other links."""
         self._links = links
-        self._directions: list[Direction] = []
-        self._stopping = False
+        self._control = control
+        self._directions: dict[str, Direction] = {}
+        """By the interface their frames are read from."""
+        self._by_descriptor: dict[int, Direction] = {}
+        self._epoll = select.epoll()
+        self._sockets = ExitStack()
 
     def run(self, ready: int | None = None) -> None:
         """Carry frames until SIGTERM. ``ready``: descriptor that gets ``ready`` and is closed.
 
         Raises EnvironmentFault when an interface is missing.
         """
-        with ExitStack() as stack:
-            epoll = stack.enter_context(select.epoll())
-            by_descriptor = self._open(stack, epoll)
+        with self._sockets as stack:
+            stack.callback(self._epoll.close)
+            self.set_links(self._links)
             timer = Timer()
             stack.callback(timer.close)
-            epoll.register(timer.descriptor, select.EPOLLIN)
+            self._epoll.register(timer.descriptor, select.EPOLLIN)
+            listener = self._listen(stack) if self._control is not None else None
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._stop)
             if ready is not None:
                 os.write(ready, b"ready\n")
                 os.close(ready)
-            self._loop(epoll, timer, by_descriptor)
+            self._loop(timer, listener)
 
-    def _open(self, stack: ExitStack, epoll: select.epoll) -> dict[int, Direction]:
-        by_descriptor: dict[int, Direction] = {}
-        for link in self._links:
-            a, b = (stack.enter_context(open_port(name)) for name in (link.a, link.b))
-            for number, (source, target) in enumerate(((a, b), (b, a))):
-                rng = Random(link.seed * 2 + number)
-                line = DelayLine(link.delay_us * 1000, link.loss, rng)
-                by_descriptor[source.fileno()] = Direction(source, target, line)
-                epoll.register(source.fileno(), select.EPOLLIN)
-        self._directions = list(by_descriptor.values())
-        return by_descriptor
+    def set_links(self, links: Sequence[ImpairedLink]) -> None:
+        """Have these links, keeping what is in them. Links not named stay as they are.
 
-    def _loop(self, epoll: select.epoll, timer: Timer, by_descriptor: dict[int, Direction]) -> None:
+        Raises EnvironmentFault when an interface is missing; links before that one are changed.
+        """
+        for link in links:
+            ways = ((link.from_a, link.to_b), (link.from_b, link.to_a))
+            for number, (source, target) in enumerate(ways):
+                direction = self._directions.get(source)
+                if direction is None:
+                    direction = self._open(source, target, Random(link.seed * 2 + number))
+                direction.line.delay_ns = link.delay_us * 1000
+                direction.line.jitter_ns = link.jitter_us * 1000
+                direction.line.loss = link.loss
+
+    def _open(self, source: str, target: str, rng: Random) -> Direction:
+        reader = self._sockets.enter_context(open_port(source))
+        writer = self._sockets.enter_context(open_port(target, reads=False))
+        direction = Direction(reader, writer, DelayLine(0, 0.0, rng))
+        self._directions[source] = self._by_descriptor[reader.fileno()] = direction
+        self._epoll.register(reader.fileno(), select.EPOLLIN)
+        return direction
+
+    def _listen(self, stack: ExitStack) -> socket.socket:
+        path = str(self._control)
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        Path(path).unlink(missing_ok=True)
+        listener.bind(path)
+        listener.listen()
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        return listener
+
+    def _serve(self, listener: socket.socket) -> None:
+        """One request; frames wait meanwhile, so the client may not."""
+        client, _ = listener.accept()
+        with client, contextlib.suppress(OSError):
+            client.settimeout(REQUEST_TIMEOUT)
+            with client.makefile("r") as reader:
+                text = reader.readline()
+            try:
+                self.set_links([ImpairedLink(**entry) for entry in json.loads(text)["links"]])
+                answer = {}
+            except (ValueError, TypeError, KeyError, EnvironmentFault) as exc:
+                answer = {"error": str(exc)}
+            client.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _loop(self, timer: Timer, listener: socket.socket | None) -> None:
         scratch = memoryview(bytearray(FRAME_BYTES))
-        while not self._stopping:
-            for descriptor, _events in epoll.poll():
+        asked = listener.fileno() if listener else None
+        while True:
+            for descriptor, _events in self._epoll.poll():
                 if descriptor == timer.descriptor:
                     timer.expired()
+                elif descriptor == asked and listener is not None:
+                    self._serve(listener)
                 else:
-                    by_descriptor[descriptor].read(scratch, time.monotonic_ns())
+                    self._by_descriptor[descriptor].read(scratch, time.monotonic_ns())
             now_ns = time.monotonic_ns()
             next_due: int | None = None
-            for direction in self._directions:
+            for direction in self._by_descriptor.values():
                 direction.write(now_ns)
                 due = direction.line.next_due()
                 if due is not None and (next_due is None or due < next_due):
@@ -217,17 +273,38 @@ class Emulator:
     def _stop(self, _number: int, _frame: object) -> None:
         # The interrupted epoll.poll() is retried by Python (PEP 475) after this handler: leave it
         # by an exception, as there is nothing to save.
-        self._stopping = True
         raise SystemExit(0)
 
 
-def load_links(path: Path) -> list[ImpairedLink]:
-    """Read the configuration the builder wrote. Raises ConfigError naming the file."""
+def change_links(control: Path, links: Sequence[ImpairedLink]) -> None:
+    """Have a running emulator carry these links so. Raises Unreachable, EnvironmentFault."""
+    document = {"links": [link.to_json() for link in links]}
     try:
-        return [ImpairedLink(**entry) for entry in json.loads(path.read_text())["links"]]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(ANSWER_TIMEOUT)
+            client.connect(str(control))
+            client.sendall(json.dumps(document).encode() + b"\n")
+            with client.makefile("r") as reader:
+                answer = json.loads(reader.readline())
+    except (OSError, ValueError) as exc:
+        raise Unreachable(
+            f"the link emulator does not answer at {control}: {exc}",
+            cure="`fabric up FILE` starts it again",
+        ) from exc
+    if "error" in answer:
+        raise EnvironmentFault(f"link emulator: {answer['error']}")
+
+
+def load(path: Path) -> Emulator:
+    """An emulator as the builder configured it. Raises ConfigError naming the file."""
+    try:
+        document = json.loads(path.read_text())
+        control = document.get("control")
+        links = [ImpairedLink(**entry) for entry in document["links"]]
     except (OSError, ValueError, TypeError, KeyError) as exc:
         raise ConfigError(f"link emulator configuration {path}: {exc}") from exc
+    return Emulator(links, Path(control) if control else None)
 
 
 if __name__ == "__main__":
-    Emulator(load_links(Path(sys.argv[1]))).run(int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    load(Path(sys.argv[1])).run(int(sys.argv[2]) if len(sys.argv) > 2 else None)

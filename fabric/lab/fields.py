@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any
 
 from fabric.host.config import Limits, LivenessConfig, PoolConfig
+from fabric.lab.standing import DOWN, UP
 from fabric.routing.rules import TIERS
 from fabric.routing.topology import MAX_COST
 from fabric.wire.packet import HEADER_SIZE, UNDERLAY_OVERHEAD
@@ -261,6 +262,7 @@ _DURATION = _written(_NUMBER + "(us|µs|ms|s|m|min)", "5ms", "30s")
 
 _ONE_WORD = {"type": "string", "pattern": f"^{WORD_PATTERN}$"}
 DURATION = Field(parse_latency, {"anyOf": [_DURATION, _ZERO]})
+SECONDS = Field(parse_seconds, _DURATION)
 BANDWIDTH = Field(
     parse_bandwidth, _written(_NUMBER + "([kKmMgGtT]?[bB][iI][tT])(/s)?", "100mbit", "1gbit")
 )
@@ -279,6 +281,7 @@ LINK_FIELDS: dict[str, Field] = {
     "loss": LOSS,
     "affinities": WORDS,
     "mtu": integer(MIN_LINK_MTU, MAX_LINK_MTU, " bytes"),
+    "state": one_of("state of a link", (UP, DOWN)),
 }
 """Attributes of a link."""
 
@@ -336,7 +339,7 @@ HOST_FIELDS: dict[str, Field] = {
     "region": Field(parse_word, _ONE_WORD),
     "load": Field(parse_load, {"anyOf": [_written(_NUMBER + "%", "30%"), _ZERO]}),
     "tier": Field(_parse_tier, {"enum": list(TIERS)}),
-    "idle_timeout": Field(parse_seconds, _DURATION),
+    "idle_timeout": SECONDS,
     "guest_memory_mib": integer(64, 1 << 16, " MiB"),
     "guest_subnet": network_of(4, 8, "100.115.0.0/22"),
     "announce": Field(parse_boolean, {"type": "boolean"}),

@@ -20,11 +20,13 @@ from pathlib import Path
 from fabric.errors import FabricError, HypervisorDown
 from fabric.host.guest import template
 from fabric.host.vmm.remains import qemus
-from fabric.lab import names, processes, resources, state
+from fabric.lab import control, names, processes, resources, state
 from fabric.lab.builder import Machine
 from fabric.lab.client import HostClient
 from fabric.lab.names import Owner
 from fabric.lab.preflight import require_root
+from fabric.lab.spec import LinkSpec
+from fabric.lab.state import LabState
 from fabric.lab.world import ROOT, World
 
 REAP_TIMEOUT = 30.0
@@ -56,7 +58,7 @@ def collect(
     require_root()
     with state.locked(run_dir), machine.world() as world:
         reaped = _reaped(run_dir, only, dry_run=dry_run)
-        every = [*find(run_dir, world), *_templates(machine), *reaped]
+        every = [*find(run_dir, world), *_cuts(run_dir, world), *_templates(machine), *reaped]
         found = [x for x in every if not only or x.lab in only]
         first_error: FabricError | None = None
         for leftover in [] if dry_run else found:
@@ -89,6 +91,19 @@ def _reaped(run_dir: Path, only: frozenset[str], *, dry_run: bool) -> Iterator[L
                 for action in client.post("/v1/reap", timeout=REAP_TIMEOUT, dry_run=dry_run):
                     name = f"{host.host}: {action['what']} ({action['why']})"
                     yield Leftover(action["verb"], name, lab, _nothing)
+
+
+def _cuts(run_dir: Path, world: World) -> Iterator[Leftover]:
+    """Links of live labs that a check cut, and was killed before it gave them back."""
+    for lab in sorted(live_labs(run_dir)):
+        recorded = state.load(run_dir, lab)
+        for link in control.abandoned(recorded) if recorded else ():
+
+            def remove(recorded: LabState | None = recorded, link: LinkSpec = link) -> None:
+                assert recorded is not None
+                control.give_back(world, recorded, link)
+
+            yield Leftover("cut", f"link {link.label}", lab, remove)
 
 
 def _nothing() -> None:

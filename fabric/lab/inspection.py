@@ -1,20 +1,27 @@
 """What of a lab is there right now, as one document.
 
-Owns: the shape of ``fabric inspect``. May import: errors, host, lab. Asks the orchestrators and
-/sys; neither netlink nor libvirt, which would cost more than all the rest.
+Owns: the shape of ``fabric inspect`` and ``fabric link show``. May import: errors, host, lab.
+``inspect`` asks the orchestrators and the record; neither netlink nor libvirt, which would cost
+more than all the rest.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from fabric.errors import FabricError
 from fabric.host.config import HostConfig
 from fabric.host.network.netns import NETNS_DIR
 from fabric.lab import names
 from fabric.lab.client import HostClient
-from fabric.lab.spec import LinkSpec
+from fabric.lab.spec import End, LinkSpec
+from fabric.lab.standing import DOWN
 from fabric.lab.state import LabState
+
+if TYPE_CHECKING:
+    from fabric.host.network.netlink import Traffic
+    from fabric.lab.world import World
 
 TIMEOUT = 3.0
 """Seconds for one host's answer."""
@@ -72,10 +79,50 @@ def _host(lab: LabState, host: HostConfig) -> dict[str, Any]:
     }
 
 
+def inspect_links(lab: LabState, world: World) -> list[dict[str, Any]]:
+    """Every link as it was wanted and as it is, with carrier and counters of its ends.
+
+    Raises NotRoot, EnvironmentFault when a namespace is gone. Asks netlink, unlike
+    :func:`inspect_lab`.
+    """
+    counted = {
+        host.host: world.netlink(names.namespace_name(lab.spec.name, host.host)).traffic()
+        for host in lab.spec.hosts
+    }
+    found = []
+    for link in lab.spec.links:
+        ends = [(end, counted[end.host].get(end.interface)) for end in (link.a, link.b)]
+        ways = (ends, ends[::-1])
+        found.append(
+            {
+                "link": link.label,
+                "a": link.a.host,
+                "b": link.b.host,
+                "wanted": link.standing.to_json(),
+                "now": lab.standing(link).to_json(),
+                "changed": link.number in lab.standings,
+                "cut": link.number in lab.cuts,
+                "ends": [_end(end, here, there) for (end, here), (_, there) in ways],
+            }
+        )
+    return found
+
+
+def _end(end: End, here: Traffic | None, there: Traffic | None) -> dict[str, Any]:
+    shown = {"host": end.host, "interface": end.interface, "present": here is not None}
+    if here is None:
+        return {**shown, "carrier": False}
+    lost = here.sent_packets - there.received_packets if there else 0
+    # One counter is read after the other: what came through in between is no loss.
+    return {**shown, **asdict(here), "lost_packets": max(0, lost)}
+
+
 def _link(lab: LabState, link: LinkSpec, emulating: bool) -> dict[str, Any]:
     ends = (link.a, link.b)
     there = all((NETNS_DIR / names.namespace_name(lab.spec.name, e.host)).exists() for e in ends)
-    works = there and (emulating or not link.impaired)
+    now = lab.standing(link)
+    works = there and (emulating or not now.impaired)
+    state = ("cut" if link.number in lab.cuts else now.state) if works else DOWN
     return {
         "a": link.a.host,
         "b": link.b.host,
@@ -83,9 +130,8 @@ def _link(lab: LabState, link: LinkSpec, emulating: bool) -> dict[str, Any]:
         "b_interface": link.b.interface,
         "a_address": link.a.address,
         "b_address": link.b.address,
-        "latency_us": link.latency_us,
-        "bandwidth_bps": link.bandwidth_bps,
-        "loss": link.loss,
         "mtu": link.mtu,
-        "state": "up" if works else "down",
+        **now.to_json(),
+        "changed": link.number in lab.standings,
+        "state": state,
     }

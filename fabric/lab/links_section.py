@@ -105,11 +105,20 @@ def _check_ends(
     return None if unknown or a == b else (a, b)
 
 
+def pairs_in(text: str, hosts: Sequence[str]) -> list[tuple[str, str]]:
+    """Every reading of ``h1-h2`` as two of the hosts: names may contain hyphens."""
+    return [split for split in _splits(text) if split[0] in hosts and split[1] in hosts]
+
+
+def _splits(text: str) -> list[tuple[str, str]]:
+    cuts = [at for at, character in enumerate(text) if character == "-"]
+    return [(text[:at].strip(), text[at + 1 :].strip()) for at in cuts]
+
+
 def _split(source: Source, path: Steps, text: str, hosts: Sequence[str]) -> tuple[str, str] | None:
     """``h1-h2``. Names may contain hyphens, so every split is tried."""
-    cuts = [at for at, character in enumerate(text) if character == "-"]
-    splits = [(text[:at].strip(), text[at + 1 :].strip()) for at in cuts]
-    fitting = [split for split in splits if split[0] in hosts and split[1] in hosts]
+    splits = _splits(text)
+    fitting = pairs_in(text, hosts)
     if len(fitting) > 1:
         readings = " or ".join(f"{a} and {b}" for a, b in fitting)
         source.problem(path, f'"{text}" can mean {readings}: write endpoints: [A, B]')

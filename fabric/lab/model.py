@@ -14,6 +14,8 @@ from typing import Any
 
 from fabric.host.config import Limits, LivenessConfig, PoolConfig
 from fabric.lab.fields import MIN_OVERLAY_MTU
+from fabric.lab.standing import UP
+from fabric.lab.validation import Check
 from fabric.routing.definitions import Definition
 from fabric.routing.topology import Link, Node, Topology
 from fabric.wire.packet import HEADER_SIZE, RECORD_SIZE, UNDERLAY_OVERHEAD
@@ -90,6 +92,8 @@ class LinkModel:
     jitter_us: int = 0
     affinities: tuple[str, ...] = ()
     mtu: int = DEFAULT_LINK_MTU
+    state: str = UP
+    """Whether it carries anything when the lab comes up; tables are computed as if it did."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class LabModel:
     """How the hosts watch their links."""
     protocols: tuple[Definition, ...] = ()
     """What the file defines beyond, or instead of, the built-in ones."""
+    checks: tuple[Check, ...] = ()
+    """What ``fabric check`` tries, in the order of the file."""
 
     @cached_property
     def overlay_mtu(self) -> int:

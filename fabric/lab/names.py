@@ -49,7 +49,7 @@ def namespace_name(lab: str, host: str) -> str:
 
 
 def emulator_namespace(lab: str) -> str:
-    """Network namespace the lab's impaired links run through."""
+    """Network namespace all links of the lab run through."""
     return namespace_name(lab, LINKS_HOST)
 
 
@@ -77,6 +77,17 @@ def underlay_interface(peer: str, interface: int) -> str:
 def emulator_ports(link: int) -> tuple[str, str]:
     """The two interfaces of link number ``link`` inside the emulator's namespace."""
     return f"e{link}a", f"e{link}b"
+
+
+def middle_ports(link: int) -> tuple[str, str]:
+    """The veth pair inside the emulator's namespace that a limited or impaired link runs through:
+    what enters one comes out of the other."""
+    return f"m{link}a", f"m{link}b"
+
+
+def aside_ports(link: int) -> tuple[str, str]:
+    """A second such pair, at which the emulator takes frames off."""
+    return f"n{link}a", f"n{link}b"
 
 
 def tag_of_interface(name: str) -> str | None:

@@ -21,6 +21,7 @@ from fabric.lab.fields import (
 )
 from fabric.lab.protocols_section import MAX_PROTOCOL_NAME, PROTOCOL_FIELDS
 from fabric.lab.topology_file import OVERLAY_FIELDS
+from fabric.lab.validate_section import ENTRY_FIELDS, KINDS, REQUIRED
 from fabric.routing.needs import FIRST_USER_PROTOCOL, MAX_PROTOCOL, NEEDS, PROTOCOL_NAMES
 from fabric.routing.rules import MATCH_KEYS, TIERS
 
@@ -58,6 +59,7 @@ def json_schema() -> dict[str, Any]:
                 "policy": policy,
                 "protocols": _protocols(),
                 "liveness": _optional(LIVENESS_FIELDS),
+                "validate": _validate(),
             },
             required=["name", "hosts"],
         ),
@@ -109,6 +111,22 @@ def _protocols() -> dict[str, Any]:
         "properties": dict.fromkeys(PROTOCOL_NAMES.values(), built_in),
         "additionalProperties": own,
     }
+
+
+def _validate() -> dict[str, Any]:
+    kinds = {
+        kind: _mapping(_properties(fields), required=list(REQUIRED[kind]))
+        for kind, fields in KINDS.items()
+    }
+    one_target = {"not": {"required": ["need", "protocol"]}}
+    check = _mapping(
+        {
+            **_properties(ENTRY_FIELDS),
+            **{kind: {**schema, **one_target} for kind, schema in kinds.items()},
+        }
+    )
+    one_kind = {"oneOf": [{"required": [kind]} for kind in KINDS]}
+    return {"type": ["array", "null"], "items": {**check, **one_kind}}
 
 
 def _policy() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fabric.errors import ConfigError
 from fabric.host.config import HostConfig, StoreConfig
 from fabric.lab import names
+from fabric.lab.standing import UP, Standing
 from fabric.routing.topology import Topology
 
 if TYPE_CHECKING:
@@ -82,11 +83,24 @@ class LinkSpec:
     loss: float
     """0 … 1."""
     mtu: int
+    jitter_us: int = 0
+    state: str = UP
+
+    @property
+    def standing(self) -> Standing:
+        """What the file wants of it."""
+        return Standing(
+            self.latency_us, self.jitter_us, self.bandwidth_bps, self.loss, state=self.state
+        )
 
     @property
     def impaired(self) -> bool:
-        """Whether a plain veth pair (with a rate limit) is not enough."""
-        return bool(self.latency_us or self.loss)
+        return self.standing.impaired
+
+    @property
+    def label(self) -> str:
+        """``A-B``, as commands take it."""
+        return f"{self.a.host}-{self.b.host}"
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "a": self.a.__dict__, "b": self.b.__dict__}
@@ -126,7 +140,7 @@ class LabSpec:
         topology = model.topology()
         name_of = {node.id: node.name for node in topology.nodes}
         links = []
-        for number, link in enumerate(topology.links, 1):
+        for number, (link, written) in enumerate(zip(topology.links, model.links, strict=True), 1):
             a, b = name_of[link.a], name_of[link.b]
             a_name = names.underlay_interface(b, link.a_interface)
             b_name = names.underlay_interface(a, link.b_interface)
@@ -139,6 +153,8 @@ class LabSpec:
                     link.bandwidth_bps,
                     link.loss,
                     link.mtu,
+                    link.jitter_us,
+                    written.state,
                 )
             )
         document = topology.to_json()

@@ -19,7 +19,8 @@ from typing import Any
 
 from fabric.errors import Conflict, EnvironmentFault, NameUnknown, NoSpace, NotRoot
 from fabric.host.process import Process, boot_id
-from fabric.lab.spec import LabSpec
+from fabric.lab.spec import LabSpec, LinkSpec
+from fabric.lab.standing import Standing
 
 FORMAT = 1
 BUILDING, UP = "building", "up"
@@ -36,6 +37,14 @@ class LabState:
     phase: str = BUILDING
     processes: dict[str, Process] = field(default_factory=dict)
     """Orchestrators by host name, and the emulator under names.LINKS_HOST."""
+    standings: dict[int, Standing] = field(default_factory=dict)
+    """Links that are not as the file has them, by number."""
+    cuts: dict[int, Process] = field(default_factory=dict)
+    """Links that a process has cut for as long as it lives, or until it gives them back."""
+
+    def standing(self, link: LinkSpec) -> Standing:
+        """What is in force on a link."""
+        return self.standings.get(link.number, link.standing)
 
     @property
     def live(self) -> bool:
@@ -51,10 +60,9 @@ class LabState:
             "phase": self.phase,
             "digest": self.spec.digest,
             "spec": self.spec.to_json(),
-            "processes": {
-                name: {"pid": process.pid, "start_ticks": process.start_ticks}
-                for name, process in sorted(self.processes.items())
-            },
+            "processes": {name: _process(each) for name, each in sorted(self.processes.items())},
+            "links": {str(number): each.to_json() for number, each in self.standings.items()},
+            "cuts": {str(number): _process(each) for number, each in self.cuts.items()},
         }
         write_file(path, json.dumps(document, indent=1) + "\n")
 
@@ -63,7 +71,13 @@ class LabState:
         processes = {name: Process(**entry) for name, entry in data["processes"].items()}
         if data.get("boot") != boot_id():
             processes = {}  # numbers of another boot: of these processes none lives
-        return cls(LabSpec.from_json(data["spec"]), data["phase"], processes)
+        standings = {int(n): Standing.from_json(x) for n, x in data.get("links", {}).items()}
+        cuts = {int(n): Process(**x) for n, x in data.get("cuts", {}).items()}
+        return cls(LabSpec.from_json(data["spec"]), data["phase"], processes, standings, cuts)
+
+
+def _process(process: Process) -> dict[str, int]:
+    return {"pid": process.pid, "start_ticks": process.start_ticks}
 
 
 def record_path(run_dir: Path, lab: str) -> Path:

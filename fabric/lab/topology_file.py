@@ -37,10 +37,14 @@ from fabric.lab.model import (
 from fabric.lab.policy_file import read_policy
 from fabric.lab.protocols_section import read_protocols
 from fabric.lab.section import Section
+from fabric.lab.validate_section import read_validate
 from fabric.lab.yaml_reader import Source, read_source, read_text
 from fabric.routing.definitions import combined
 
-TOP_KEYS = ("name", "hosts", "links", "overlay", "defaults", "policy", "protocols", "liveness")
+TOP_KEYS = (
+    *("name", "hosts", "links", "overlay", "defaults", "policy", "protocols", "liveness"),
+    "validate",
+)
 HOST_KEYS = (*HOST_FIELDS, "limits", "pool", "policy")
 OVERLAY_FIELDS = {
     "ipv4": network_of(4, 4, DEFAULT_OVERLAY_V4),
@@ -76,7 +80,9 @@ def _read(source: Source, base: Path) -> LabModel:
     defaults = top.section("defaults", ("hosts", "links"))
     hosts = _read_hosts(top, defaults, overlay, policy, base, names)
     usual = defaults.section("links", tuple(LINK_FIELDS)).read_all(LINK_FIELDS)
-    links = read_links(top, [host.name for host in hosts], usual)
+    host_names = [host.name for host in hosts]
+    links = read_links(top, host_names, usual)
+    checks = read_validate(top, host_names, links, list(names.values()))
     model = LabModel(
         name=name,
         path=source.name,
@@ -87,6 +93,7 @@ def _read(source: Source, base: Path) -> LabModel:
         policy=policy,
         protocols=protocols,
         liveness=_read_liveness(top),
+        checks=checks,
     )
     _check_prefixes(source, model)
     source.raise_problems("topology")

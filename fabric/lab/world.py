@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from fabric.errors import Conflict
 from fabric.host.network import netns
 from fabric.host.network.netlink import LinkInfo, Netlink
+from fabric.host.network.nftables import NftablesIn
 from fabric.lab.names import Owner
 
 if TYPE_CHECKING:
@@ -37,9 +38,12 @@ class World:
         netns_files: Path = NETNS_FILES,
     ) -> None:
         self.netns_files = netns_files
+        self.netem: bool | None = None
+        """Whether the kernel has it; None before anybody asked (see fabric.lab.switch)."""
         self._open_hypervisor = open_hypervisor
         self._stack = ExitStack()
         self._sockets: dict[str, Netlink] = {}
+        self._nftables: dict[str, NftablesIn] = {}
         self._links: dict[str, dict[str, LinkInfo]] = {}
         self._namespaces: set[str] | None = None
         self._hypervisor: Hypervisor | None = None
@@ -80,6 +84,7 @@ class World:
         """Forget the name. Whatever still runs inside must have been ended before. Idempotent."""
         if (socket := self._sockets.pop(name, None)) is not None:
             socket.__exit__(None, None, None)
+        self._close_nftables(name)
         self._links.pop(name, None)
         netns.delete_netns(name)
         self._namespaces = None
@@ -106,6 +111,17 @@ class World:
         if self._sockets.get(namespace) is socket:  # else delete_namespace closed it
             del self._sockets[namespace]
             socket.__exit__(None, None, None)
+
+    def nftables(self, namespace: str) -> NftablesIn:
+        """nft inside a namespace."""
+        if namespace not in self._nftables:
+            self._nftables[namespace] = NftablesIn(namespace).__enter__()
+            self._stack.callback(self._close_nftables, namespace)
+        return self._nftables[namespace]
+
+    def _close_nftables(self, namespace: str) -> None:
+        if (nftables := self._nftables.pop(namespace, None)) is not None:
+            nftables.__exit__(None, None, None)
 
     def links(self, namespace: str = ROOT) -> dict[str, LinkInfo]:
         """Interfaces by name; none when the namespace does not exist."""

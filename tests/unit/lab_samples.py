@@ -24,6 +24,7 @@ def spec(
     loss: float = 0.0,
     bandwidth_bps: int = 50_000_000,
     path: str = "/labs/ut.yaml",
+    state: str = "up",
 ) -> LabSpec:
     """A line of hosts; only the first link is impaired."""
     links = tuple(
@@ -35,6 +36,7 @@ def spec(
             bandwidth_bps=bandwidth_bps if n == 1 else 0,
             loss=loss if n == 1 else 0.0,
             mtu=9000,
+            state=state if n == 1 else "up",
         )
         for n in range(1, len(hosts))
     )

@@ -20,8 +20,8 @@ from fabric.errors import ConfigError
 from fabric.host.network.netlink import Netlink
 from fabric.host.network.netns import create_netns, delete_netns
 from fabric.lab.delay_line import DelayLine
-from fabric.lab.emulator import load_links
-from fabric.lab.links import netem_arguments
+from fabric.lab.emulator import load
+from fabric.lab.switch import netem_arguments
 from tests.unit import lab_samples
 
 DELAY_US = 5000
@@ -70,12 +70,12 @@ def test_bad_configuration_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "links.json"
     path.write_text('{"links": [{"a": "x"}]}')
     with pytest.raises(ConfigError, match=str(path)):
-        load_links(path)
+        load(path)
 
 
 def test_netem_does_rate_delay_and_loss_at_once(tmp_path: Path) -> None:
     link = lab_samples.spec(tmp_path, loss=0.01).links[0]
-    command = " ".join(netem_arguments("ns1", link.a, link))
+    command = " ".join(netem_arguments("ns1", link.a.interface, link.standing))
     assert command.startswith("tc -n ns1 qdisc replace dev to-h2 root netem limit ")
     assert "delay 5000us loss 1.000000% rate 50000000bit" in command
 
@@ -98,7 +98,8 @@ def ends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, 
                 near.add_address("link", address)
                 near.set_up("link")
                 far.set_up(port)
-        entry = {"a": "pa", "b": "pb", "delay_us": DELAY_US, "loss": request.param, "seed": 7}
+        ports = {"from_a": "pa", "from_b": "pb", "to_a": "pa", "to_b": "pb"}
+        entry = {**ports, "delay_us": DELAY_US, "loss": request.param, "seed": 7}
         config = tmp_path / "links.json"
         config.write_text(json.dumps({"links": [entry]}))
         reader, writer = os.pipe()

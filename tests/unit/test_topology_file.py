@@ -42,7 +42,11 @@ hosts:
 links:
   - {endpoints: ["left:eth1", "mid-1:eth1"], cost: 7, bandwidth: 1.5 Mbit/s, loss: 0.25%}
   - mid-1-right
-  - {endpoints: [right, left], latency: 250us, mtu: 9000}
+  - {endpoints: [right, left], latency: 250us, mtu: 9000, state: down}
+validate:
+  - {name: there, warning: true, reach: {from: left, to: right, with: udp, count: 2, within: 1m}}
+  - path: {from: left, to: right, protocol: wide, exactly: [left, mid-1, right]}
+  - blackout: {from: left, to: right, cut: left-mid-1, below: 300ms, silent: true}
 """
 
 
@@ -352,6 +356,34 @@ def instances() -> list[tuple[str, Any, bool]]:
         {**base, "protocols": {"mine": {"id": 127}}},
         {**base, "protocols": {"mine": {"id": 200, "metric": "beauty"}}},
         {**base, "protocols": {"wide": {"id": 200}}},
+        {**base, "links": [{"endpoints": ["a", "b"], "state": "silent"}]},
+        {**base, "links": ["a-b"], "validate": [{"reach": {"from": "a"}}]},
+        {
+            **base,
+            "links": ["a-b"],
+            "validate": [{"reach": {"from": "a", "to": "b", "with": "tin"}}],
+        },
+        {**base, "links": ["a-b"], "validate": [{"name": "x"}]},
+        {
+            **base,
+            "links": ["a-b"],
+            "validate": [{"blackout": {"from": "a", "to": "b", "below": 3}}],
+        },
+        {
+            **base,
+            "links": ["a-b"],
+            "validate": [
+                {
+                    "path": {
+                        "from": "a",
+                        "to": "b",
+                        "avoids": "b",
+                        "need": "bandwidth",
+                        "protocol": "wide",
+                    }
+                }
+            ],
+        },
         {**base, "policy": {"rules": [{"match": {}, "need": "speed"}]}},
         {**base, "policy": {"rules": [{"match": {}, "need": "default", "protocol": "wide"}]}},
     ]

@@ -55,6 +55,12 @@ class Lab:
     def json(self, *words: str) -> Any:
         return json.loads(self.fabric(*words, "-o", "json").stdout)
 
+    def begin(self, *words: str) -> Any:
+        """Start the CLI on this lab; returns the Popen."""
+        environment = {**os.environ, "FABRIC_LAB": self.name}
+        null = subprocess.DEVNULL
+        return subprocess.Popen([FABRIC, *words], env=environment, stdout=null, stderr=null)
+
     def start(
         self, host: str, *command: str, need: str = "", protocol: str = "", **options: Any
     ) -> Any:

@@ -26,6 +26,7 @@ from fabric.host.network.netns import enter_netns, translate
 _NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
 _NTF_MASTER, _NTF_STICKY = 0x04, 0x40
 _IFF_UP = 0x1
+_IFF_LOWER_UP = 0x10000
 _IFA_F_NODAD = 0x02
 
 # Token bucket: a burst of 10 ms at full rate, but never less than one 64 KiB GSO packet, which tbf
@@ -53,6 +54,18 @@ class LinkInfo:
     mtu: int
     up: bool
     mac: str
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What went through an interface since it was made."""
+
+    carrier: bool
+    """Up, and something is at the other end."""
+    sent_packets: int
+    sent_bytes: int
+    received_packets: int
+    received_bytes: int
 
 
 class Netlink:
@@ -230,6 +243,15 @@ class Netlink:
 
         return self._in_namespace("list links", dump)
 
+    def traffic(self) -> dict[str, Traffic]:
+        """Carrier and counters of every interface of the namespace."""
+
+        def dump() -> dict[str, Traffic]:
+            links = self._route.get_links()
+            return {link.get_attr("IFLA_IFNAME"): _traffic(link) for link in links}
+
+        return self._in_namespace("count", dump)
+
     def set_rate(self, name: str, bits_per_second: int) -> None:
         """Limit what leaves through ``name`` (token bucket filter); 0 removes the limit."""
 
@@ -385,6 +407,17 @@ def _link_info(link: Any, names: dict[int, str]) -> LinkInfo:
         mtu=link.get_attr("IFLA_MTU"),
         up=bool(link["flags"] & _IFF_UP),
         mac=link.get_attr("IFLA_ADDRESS") or "",
+    )
+
+
+def _traffic(link: Any) -> Traffic:
+    counted = link.get_attr("IFLA_STATS64")
+    return Traffic(
+        carrier=bool(link["flags"] & _IFF_LOWER_UP),
+        sent_packets=counted["tx_packets"],
+        sent_bytes=counted["tx_bytes"],
+        received_packets=counted["rx_packets"],
+        received_bytes=counted["rx_bytes"],
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from fabric.errors import (
     NotRoot,
     ToolMissing,
 )
-from fabric.host.network.netns import translate
+from fabric.host.network.netns import enter_netns, translate
 from fabric.host.network.nft_counters import open_reader, read_counters
 
 LIBRARY = "libnftables.so.1"
@@ -137,6 +138,35 @@ class Nftables:
         if failed:
             raise _translate(bytes(message).decode(errors="replace").strip())
         return bytes(output).decode()
+
+
+class NftablesIn(Nftables):
+    """The same, bound to the named network namespace, whichever thread calls: libnftables looks
+    interfaces up on the thread that runs it, so one that stands there does."""
+
+    def __init__(self, netns: str) -> None:
+        super().__init__()
+        self._worker = ThreadPoolExecutor(1, initializer=enter_netns, initargs=(netns,))
+
+    def __enter__(self) -> Self:
+        try:
+            self._worker.submit(super().__enter__).result()
+        except BaseException:
+            self._worker.shutdown()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._worker.submit(super().__exit__, kind, exc, trace).result()
+        self._worker.shutdown()
+
+    def _execute(self, commands: str, flags: int) -> str:
+        return self._worker.submit(super()._execute, commands, flags).result()
 
 
 def _translate(message: str) -> FabricError:

@@ -1,0 +1,1 @@
+"""``fabric check``: trying on a running lab what its topology file promises."""
