@@ -48,8 +48,12 @@ class LabState:
 
     @property
     def live(self) -> bool:
-        """Whether any recorded process still runs."""
-        return any(process.is_alive() for process in self.processes.values())
+        """Whether any of its orchestrators still runs. What else may run serves them alone."""
+        return any(
+            process.is_alive()
+            for name, process in self.processes.items()
+            if self.spec.host(name) is not None
+        )
 
     def save(self) -> None:
         """Write atomically. Raises NotRoot, NoSpace, EnvironmentFault."""

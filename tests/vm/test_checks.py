@@ -102,7 +102,9 @@ def test_a_link_changes_under_a_running_connection_and_up_goes_back(checked: Lab
         text = p.communicate(timeout=60)[0].decode()
     rtts = [float(rtt) for rtt in re.findall(r"time=([\d.]+)", text)]
     assert " 0% packet loss" in text, text
-    assert rtts[-1] >= 2 * 62, rtts
+    # It is felt, then measured, and then low-latency leaves that link.
+    assert max(rtts[3:]) >= 2 * 62, rtts
+    assert rtts[-1] < 2 * 62, rtts
     shown = checked.fabric("up", str(checked.file)).stdout
     assert "mended link h2 -- h4: delay 60 ms → 5 ms" in shown, shown
     assert "nothing changed" in checked.fabric("up", str(checked.file)).stdout

@@ -8,10 +8,8 @@ guests first, then others' daemons on the very same namespaces and links.
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +19,9 @@ from fabric.lab.bench import peers, stream
 from fabric.lab.bench.bed import Bed
 from fabric.lab.bench.samples import Spread, percentile
 from fabric.lab.builder import Progress
+from fabric.lab.control import Control
 from fabric.lab.spec import Options
+from fabric.lab.standing import SILENT
 
 FABRIC = "fabric"
 RATE = 200.0
@@ -36,9 +36,8 @@ FLOWING = 0.5
 REST = 8.0
 """Seconds between a path's return and the next cut: OSPF does not tell the same within 5 (RFC 2328,
 MinLSInterval)."""
-CUTS = {"adjacent": ("h1", "h2"), "remote": ("h2", "h4")}
+CUTS = {"adjacent": "h1-h2", "remote": "h2-h4"}
 """Which link is cut: the sender's own, or one it only hears of. Packets go h1 - h2 - h4."""
-_TABLE = "fabric_cut"
 
 
 def topology(name: str) -> str:
@@ -115,22 +114,29 @@ def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]
     figures: list[Figure] = []
     progress("bringing up a lab")
     text = topology(plan.name)
-    with Bed(0, plan.name, options, lambda _line: None, text=text) as bed:
+    with (
+        Bed(0, plan.name, options, lambda _line: None, text=text) as bed,
+        bed.machine.world() as world,
+    ):
+        control = Control(options.run_dir, plan.name, world)
         for system in plan.systems:
             if system == FABRIC:
-                figures += _Run(bed, system, plan, progress).all()
+                figures += _Run(bed, control, system, plan, progress).all()
                 continue
             progress(f"{system}: waiting for its routes")
             with peers.running(system, bed):
-                figures += _Run(bed, system, plan, progress).all()
+                figures += _Run(bed, control, system, plan, progress).all()
     return [figure.to_json(figures) for figure in figures]
 
 
 class _Run:
     """One system."""
 
-    def __init__(self, bed: Bed, system: str, plan: Plan, progress: Progress) -> None:
-        self._bed, self._system, self._plan, self._progress = bed, system, plan, progress
+    def __init__(
+        self, bed: Bed, control: Control, system: str, plan: Plan, progress: Progress
+    ) -> None:
+        self._bed, self._control = bed, control
+        self._system, self._plan, self._progress = system, plan, progress
         self._ends = bed.hosts[0], bed.hosts[3]
         overlay = bed.overlay[0], bed.overlay[3]
         own = tuple(peers.address(host.node) for host in self._ends)
@@ -162,8 +168,8 @@ class _Run:
         flowing: set[int] = set()
         self._until("the stream flows", lambda: self._flows(flowing))
         before = max(flowing)
-        a, b = CUTS[which]
-        with cut(self._bed, a, b):
+        with self._control.cut(CUTS[which], SILENT) as make:
+            make()
             time.sleep(WINDOW)
             arrived: set[int] = set()
             self._until("the stream comes back", lambda: self._flows(arrived))
@@ -212,26 +218,3 @@ class _Run:
             if time.monotonic() > deadline:
                 raise EnvironmentFault(f"{self._system}: {what}: not within {BACK_DEADLINE:g} s")
             time.sleep(0.1)
-
-
-@contextmanager
-def cut(bed: Bed, a: str, b: str) -> Iterator[None]:
-    """Nothing passes between two hosts, in either direction, and no interface says so."""
-    own = next(own for own, far, _ in bed.spec.links_of(a) if far.host == b)
-    namespace = names.namespace_name(bed.spec.name, a)
-    chains = "".join(
-        f"chain {hook} {{ type filter hook {hook} device {own.interface} priority 0; drop; }}; "
-        for hook in ("ingress", "egress")
-    )
-    _nft(namespace, f"table netdev {_TABLE} {{ {chains} }}")
-    try:
-        yield
-    finally:
-        _nft(namespace, f"delete table netdev {_TABLE}")
-
-
-def _nft(namespace: str, rules: str) -> None:
-    argv = ["ip", "netns", "exec", namespace, "nft", rules]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    if done.returncode:
-        raise EnvironmentFault(f"{namespace}: nft: {done.stderr.strip()}")
