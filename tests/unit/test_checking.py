@@ -120,7 +120,7 @@ def test_the_abilene_example_asks_enough_of_the_fabric() -> None:
 @pytest.mark.parametrize(
     ("ground", "check", "verdict", "told"),
     [
-        (FakeGround(), REACH, "pass", "3 of 3 answered, rtt 20.0/20.0 ms, by shortest"),
+        (FakeGround(), REACH, "pass", "3 of 3 answered, rtt min/median 20.0/20.0 ms, by shortest"),
         (FakeGround(answers=2), REACH, "fail", "2 of 3 answered"),
         (FakeGround(answers=2), replace(REACH, loss=0.4), "pass", "2 of 3"),
         (FakeGround(answers=0), replace(REACH, loss=0.99), "fail", "0 of 3 answered: no answer"),

@@ -98,7 +98,9 @@ def _reach(check: Reach, ground: Ground) -> Judged:
     evidence = _evidence(done)
     what = f"{answered} of {done.asked} answered"
     if answered:
-        what += f", rtt {min(done.rtts_ms):.1f}/{sorted(done.rtts_ms)[answered // 2]:.1f} ms"
+        what += (
+            f", rtt min/median {min(done.rtts_ms):.1f}/{sorted(done.rtts_ms)[answered // 2]:.1f} ms"
+        )
     if done.error:
         what += f": {done.error}"
     good = answered > 0 and lost <= check.loss
