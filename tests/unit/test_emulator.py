@@ -45,6 +45,34 @@ def test_frames_come_out_in_order_and_never_early(gaps: list[int], delay: int) -
     assert line.queued_bytes == 0
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(0, 40)), max_size=60))
+def test_frames_keep_their_order_whatever_delay_and_jitter_become(
+    steps: list[tuple[int, int, int]],
+) -> None:
+    line, now, longest = DelayLine(30, 0.0, Random(1)), 0, 30
+    out: list[bytes] = []
+    for number, (gap, delay, jitter) in enumerate(steps):
+        now += gap
+        out += line.pop_due(now)
+        line.delay_ns, line.jitter_ns = delay, jitter
+        longest = max(longest, delay + jitter)
+        line.push(bytes([number]), now)
+    out += line.pop_due(now + longest)  # none is kept longer than the longest there ever was
+    assert out == [bytes([number]) for number in range(len(steps))]
+
+
+def test_jitter_strays_to_both_sides() -> None:
+    line = DelayLine(1000, 0.0, Random(1), jitter_ns=400)
+    due = []
+    for number in range(500):
+        line.push(b"x", number * 10_000)
+        found = line.next_due()
+        assert found is not None
+        due.append(found - number * 10_000)
+        list(line.pop_due(found))
+    assert 600 <= min(due) < 700 and 1300 < max(due) <= 1400
+
+
 def test_losses_follow_the_probability_and_the_seed() -> None:
     def survivors(seed: int) -> list[bytes]:
         line = DelayLine(0, 0.25, Random(seed))

@@ -21,6 +21,7 @@ from fabric.lab.control import Control, find_link
 from fabric.lab.inspection import inspect_links
 from fabric.lab.standing import DOWN, SILENT, UP, Standing
 from tests.unit import lab_samples
+from tests.unit.test_cli import answer, fabric
 
 pytestmark = [
     pytest.mark.root,
@@ -223,6 +224,32 @@ def test_a_change_survives_the_command_and_the_emulator(
     control.change("h2-h3", becomes(latency_us=13_000))
     assert rtt_ms() >= 26
     assert rtt_ms("h1", "172.31.0.1") >= 10, "the new emulator carries the others, too"
+
+
+def test_the_commands_change_show_and_reset(
+    control: Control,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FABRIC_RUN", str(run_dir))
+    words = ("link", "set", "h3-h2", "--delay", "11ms", "--rate", "50mbit", "--lab", LAB)
+    assert answer(*words, capsys=capsys)["now"]["latency_us"] == 11_000
+    assert rtt_ms() >= 22
+    code, out, _ = fabric("link", "set", "h2-h3", "--rate", "none", "--lab", LAB, capsys=capsys)
+    assert (code, out) == (0, "link h2-h3: rate 50 Mb/s → unlimited\n")
+    shown = fabric("link", "show", "h2-h3", "--lab", LAB, capsys=capsys)[1]
+    assert "11 ms (file: 0 ms)" in shown
+    options = ("--reset", "--down", "--silent")
+    changed = answer("link", "set", "h2-h3", *options, "--lab", LAB, capsys=capsys)
+    assert changed["now"] == Standing(state=SILENT).to_json()
+    ends = answer("link", "show", "h2-h3", "--lab", LAB, capsys=capsys)[0]["ends"]
+    assert [end["carrier"] for end in ends] == [True, True]
+    code, out, _ = fabric("link", "set", "h2-h3", "--reset", "--lab", LAB, capsys=capsys)
+    assert out == "link h2-h3: state silent → up\n"
+    out = fabric("link", "set", "h2-h3", "--up", "--lab", LAB, capsys=capsys)[1]
+    assert out == "link h2-h3: nothing changed\n"
+    assert rtt_ms() < 5
 
 
 def test_a_link_may_be_down_in_the_file(tmp_path: Path, run_dir: Path) -> None:

@@ -26,6 +26,8 @@ class FakeGround:
     """Seconds from a cut to its repair; None: never."""
     delay: float = 0.01
     always_losing: bool = False
+    hoard: float = 0.0
+    """Seconds: what was sent so long before a link came back arrives when it does."""
     unreachable: bool = False
     rate: int = 200
     clock: float = 100.0
@@ -33,7 +35,8 @@ class FakeGround:
     restored: int = 0
     on_sleep: Callable[[], None] = lambda: None
     """Called within every sleep: where an interrupt strikes."""
-    _dead: list[tuple[float, float]] = field(default_factory=list)
+    dead: list[tuple[float, float]] = field(default_factory=list)
+    """When nothing that is sent arrives: from, to."""
 
     @property
     def carried(self) -> Carried:
@@ -61,17 +64,17 @@ class FakeGround:
     def cut(self, link: tuple[str, str], *, silent: bool) -> Iterator[Callable[[], None]]:
         def cut() -> None:
             self.cuts.append((*link, silent))
-            self._dead = [(self.clock, self.clock + (1e9 if self.outage is None else self.outage))]
+            self.dead = [(self.clock, self.clock + (1e9 if self.outage is None else self.outage))]
 
         try:
             yield cut
         finally:
             self.restored += 1
-            self._dead = [(begin, min(end, self.clock)) for begin, end in self._dead]
+            self.dead = [(begin, min(end, self.clock)) for begin, end in self.dead]
 
     def lost(self, at: float) -> bool:
         """Whether a packet sent then never arrives."""
-        return self.always_losing or any(begin <= at < end for begin, end in self._dead)
+        return self.always_losing or any(begin <= at < end for begin, end in self.dead)
 
 
 @dataclass
@@ -91,5 +94,8 @@ class _FakeStream:
             at = self.began + number / ground.rate
             arrived = at + ground.delay
             there = arrived <= ground.clock and not ground.lost(at)
+            for begin, end in ground.dead:
+                if max(begin, end - ground.hoard) <= at < end < ground.clock:
+                    there, arrived = True, end + ground.delay
             found.append(Sent(at, arrived if there else None))
         return found

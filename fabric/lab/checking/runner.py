@@ -98,7 +98,9 @@ def _reach(check: Reach, ground: Ground) -> Judged:
     evidence = _evidence(done)
     what = f"{answered} of {done.asked} answered"
     if answered:
-        what += f", rtt {min(done.rtts_ms):.1f}/{sorted(done.rtts_ms)[answered // 2]:.1f} ms"
+        what += (
+            f", rtt min/median {min(done.rtts_ms):.1f}/{sorted(done.rtts_ms)[answered // 2]:.1f} ms"
+        )
     if done.error:
         what += f": {done.error}"
     good = answered > 0 and lost <= check.loss
@@ -150,7 +152,7 @@ def _blackout(check: Blackout, ground: Ground) -> Judged:
             _wait_until_whole(stream, ground, cut_at, usual, check.below)
             restored_at = ground.now()
         resumed = _resumes(stream, ground, usual)
-        evidence |= _measured(stream.packets(cut_at - usual), restored_at - usual)
+        evidence |= _measured(stream.packets(cut_at - usual), restored_at, usual)
         evidence |= {"held_ms": round((restored_at - cut_at) * 1000), "resumed": resumed}
         return *_judge(check, evidence), evidence
 
@@ -195,18 +197,23 @@ def _resumes(stream: Stream, ground: Ground, usual: float) -> bool:
     return False
 
 
-def _measured(packets: Sequence[Sent], until: float) -> dict[str, Any]:
+def _measured(packets: Sequence[Sent], restored_at: float, usual: float) -> dict[str, Any]:
     """Loss-derived blackout (RFC 6413 section 6.5): packets lost over the rate they were sent at.
-    Packets sent after ``until`` met the link restored."""
-    sent = [p for p in packets if p.at < until]
-    lost = sum(p.arrived is None for p in sent)
+
+    What only arrived when the link was restored is lost, too: a kernel that waits for a neighbour
+    holds the last hundred packets, and delivers them then. Packets that had no time to arrive
+    before that are not counted.
+    """
+    sent = [p for p in packets if p.at < restored_at - usual - LATE]
+    fates = [p.arrived is None or p.arrived > restored_at for p in sent]
+    lost = sum(fates)
     interval = (sent[-1].at - sent[0].at) / (len(sent) - 1) if len(sent) > 1 else 0.0
     return {
         "sent": len(sent),
         "lost": lost,
         "interval_ms": round(interval * 1000, 2),
         "blackout_ms": round(lost * interval * 1000, 1),
-        "repaired": bool(sent) and sent[-1].arrived is not None,
+        "repaired": bool(sent) and not fates[-1],
     }
 
 
