@@ -95,6 +95,7 @@ class LinkView(BaseModel):
     since: str
     rtt_us: int | None
     delay_us: int | None
+    least_us: int | None
     jitter_us: int | None
     loss: float | None
     interval_us: int

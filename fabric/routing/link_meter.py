@@ -20,6 +20,10 @@ LOSS_MINIMUM = 64
 """Probes below which nothing is said of loss."""
 
 
+MINIMUM_US = 2_000_000
+"""µs over which the least delay is looked for; it is told for two such times at most."""
+
+
 @dataclass(frozen=True)
 class Quality:
     """What is known of a link. µs; None: not known."""
@@ -28,17 +32,14 @@ class Quality:
     """Round trip, smoothed."""
     delay_us: int | None = None
     """One way, from the neighbour to here, smoothed; only where both ends read one clock."""
+    least_us: int | None = None
+    """One way, the least of late: what the link is worth without the queues and schedulers of the
+    moment. Min Unidirectional Link Delay of RFC 8570, which RFC 9350 has for a metric. Where clocks
+    differ, half the least round trip."""
     jitter_us: int | None = None
     """Variation of the one-way delay, which needs no common clock (RFC 3550)."""
     loss: float | None = None
     """Part of the neighbour's probes that did not arrive, 0 … 1."""
-
-    @property
-    def latency_us(self) -> int | None:
-        """One way: measured, or half the round trip."""
-        if self.delay_us is not None:
-            return self.delay_us
-        return self.rtt_us // 2 if self.rtt_us is not None else None
 
 
 class LinkMeter:
@@ -49,6 +50,8 @@ class LinkMeter:
         self._clock = clock
         self._rtt: float | None = None
         self._delay: float | None = None
+        self._least: list[tuple[int, float]] = []
+        """(period, least one-way delay in it), the last two periods."""
         self._jitter = 0.0
         self._transit: int | None = None
         self._session = 0
@@ -60,13 +63,16 @@ class LinkMeter:
     def on_probe(self, probe: LinkProbe, received_at_us: int, *, echoed: bool) -> None:
         """A probe came in at ``received_at_us`` of our clock. ``echoed``: it answers one of this
         session."""
+        one_way: float | None = None
         if echoed and probe.echo_sent_at_us:
             sample = received_at_us - probe.echo_sent_at_us - probe.echo_held_us
             if sample >= 0:
                 self._rtt = _smoothed(self._rtt, sample)
+                one_way = sample / 2
         transit = received_at_us - probe.sent_at_us
         same_clock = probe.clock == self._clock and transit >= 0
         self._delay = _smoothed(self._delay, transit) if same_clock else None
+        self._note_least(transit if same_clock else one_way, received_at_us)
         if self._transit is not None and probe.my_discriminator == self._session:
             difference = abs(transit - self._transit)
             self._jitter += VARIATION * (difference - self._jitter)
@@ -87,9 +93,18 @@ class LinkMeter:
         return Quality(
             rtt_us=_rounded(self._rtt),
             delay_us=_rounded(self._delay),
+            least_us=_rounded(min((delay for _, delay in self._least), default=None)),
             jitter_us=round(self._jitter) if self._transit is not None else None,
             loss=loss,
         )
+
+    def _note_least(self, one_way: float | None, at_us: int) -> None:
+        if one_way is None:
+            return
+        period = at_us // MINIMUM_US
+        if self._least and self._least[-1][0] == period:
+            one_way = min(one_way, self._least.pop()[1])
+        self._least = [*self._least, (period, one_way)][-2:]
 
     def _count(self, probe: LinkProbe) -> None:
         if probe.my_discriminator != self._session:

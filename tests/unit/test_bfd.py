@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.routing.bfd import CALM_US, Session, Timing
-from fabric.routing.link_meter import LOSS_MINIMUM, LinkMeter
+from fabric.routing.link_meter import LOSS_MINIMUM, MINIMUM_US, LinkMeter
 from fabric.wire.errors import ProbeInvalid
 from fabric.wire.probe import (
     ADMIN_DOWN,
@@ -258,7 +258,7 @@ def test_probes_for_a_former_life_are_ignored() -> None:
 def test_round_trip_and_delay_are_those_of_the_link() -> None:
     link = steady_link(delay_us=7_000)
     quality = link.ends[0].meter.quality()
-    assert (quality.rtt_us, quality.delay_us, quality.latency_us) == (14_000, 7_000, 7_000)
+    assert (quality.rtt_us, quality.delay_us, quality.least_us) == (14_000, 7_000, 7_000)
     assert quality.jitter_us == 0
     assert quality.loss == 0
 
@@ -267,7 +267,20 @@ def test_clocks_that_differ_still_give_the_round_trip() -> None:
     link = steady_link(delay_us=7_000, offset_us=3_600_000_000)
     for end in link.ends:
         quality = end.meter.quality()
-        assert (quality.rtt_us, quality.delay_us, quality.latency_us) == (14_000, None, 7_000)
+        assert (quality.rtt_us, quality.delay_us, quality.least_us) == (14_000, None, 7_000)
+
+
+def test_the_least_delay_forgets_queues_at_once_and_faster_times_soon() -> None:
+    link = steady_link(delay_us=7_000)
+    meter = link.ends[0].meter
+    link.delay_us = 30_000
+    link.run(link.now + 500_000)
+    assert meter.quality().least_us == 7_000
+    link.run(link.now + 3 * MINIMUM_US)
+    assert meter.quality().least_us == 30_000
+    link.delay_us = 7_000
+    link.run(link.now + 200_000)
+    assert meter.quality().least_us == 7_000
 
 
 def test_loss_is_counted_by_gaps() -> None:

@@ -54,10 +54,8 @@ class LinkState:
         return news
 
     def _sample(self, interface: int, link: Mapping[str, Any], now_us: int) -> None:
-        rtt, delay = link["rtt_us"], link["delay_us"]
-        one_way = delay if delay is not None else None if rtt is None else rtt // 2
         samples = {
-            "latency_us": one_way,
+            "latency_us": link["least_us"],
             "jitter_us": link["jitter_us"],
             "loss": None if link["loss"] is None else min(MAX_LOSS, link["loss"]),
         }

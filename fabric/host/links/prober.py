@@ -58,6 +58,7 @@ class Standing:
     """Unix time of the last change of ``up``."""
     rtt_us: int | None
     delay_us: int | None
+    least_us: int | None
     jitter_us: int | None
     loss: float | None
     interval_us: int
@@ -169,6 +170,7 @@ class Prober:
             since_us=self._since_us,
             rtt_us=quality.rtt_us,
             delay_us=quality.delay_us,
+            least_us=quality.least_us,
             jitter_us=quality.jitter_us,
             loss=quality.loss,
             interval_us=self._told[0],
