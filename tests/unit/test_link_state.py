@@ -225,6 +225,24 @@ def test_a_dead_link_of_ones_own_is_told_at_once_and_leaves_the_table_when_other
     run(story())
 
 
+def test_a_neighbour_that_lost_the_link_to_here_is_as_good_as_ones_own_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topology_keeper, "CONVERGENCE", 5 * SETTLE)
+
+    async def story() -> None:
+        kept = Kept()
+        await asyncio.sleep(2 * SETTLE)
+        kept.keeper.on_reports([NodeReport(2, {1: LinkReport(up=False)})])
+        await asyncio.sleep(2 * SETTLE)
+        assert kept.installed == []  # its agents are to repair, when they notice
+        await asyncio.sleep(8 * SETTLE)
+        assert [hop.node for hop in kept.keeper.table.lookup(4, SHORTEST)] == [3]
+        kept.keeper.close()
+
+    run(story())
+
+
 def test_without_a_store_tables_stay_and_on_its_return_everything_converges() -> None:
     async def story() -> None:
         kept = Kept()
@@ -251,7 +269,7 @@ def test_reports_of_one_event_make_two_tables_at_most() -> None:
     async def story() -> None:
         kept = Kept()
         await asyncio.sleep(2 * SETTLE)
-        for node, interface in ((4, 1), (2, 2), (4, 2), (3, 2)):
+        for node, interface in ((4, 1), (2, 2), (4, 2), (3, 2)):  # none of them node 1's own
             down = {interface: LinkReport(up=False)}
             kept.keeper.on_reports([NodeReport(node, down)])
         assert len(kept.installed) == 1

@@ -24,7 +24,7 @@ from fabric.host.config import HostConfig
 from fabric.host.control.link_state import LinkState
 from fabric.host.control.ports import Clock
 from fabric.host.events import EventLog
-from fabric.routing.link_state import NodeReport, Observatory
+from fabric.routing.link_state import LinkReport, NodeReport, Observatory
 from fabric.routing.protocols import compute_table
 from fabric.routing.table import ForwardingTable
 from fabric.routing.topology import Topology
@@ -53,6 +53,12 @@ class TopologyKeeper:
         clock: Clock,
     ) -> None:
         self._node = config.node
+        self._far = {
+            end.interface: (end.node, far)
+            for end in topology.neighbours(config.node)
+            for far in [end.link.b_interface if end.link.a == config.node else end.link.a_interface]
+        }
+        """Own interface → (neighbour, its interface) of the same link."""
         self._observatory = Observatory(topology)
         self._links = LinkState(topology, config.node)
         self._reports: dict[int, NodeReport] = {}
@@ -62,7 +68,8 @@ class TopologyKeeper:
         self._due: asyncio.TimerHandle | None = None
         self._up: dict[int, bool | None] = {}
         self._repaired: dict[int, asyncio.TimerHandle] = {}
-        """Own links that died just now, by interface: in the table they are still there."""
+        """Own links that died just now, by interface: in the table they are still there. It does
+        not matter which end was the first to say so."""
         self._sharing = False
         self.topology = topology
         self.table = table
@@ -115,8 +122,10 @@ class TopologyKeeper:
         """Others' reports are new, or ``gone``. Of oneself nobody else knows better."""
         changed = False
         for report in reports:
-            if report.node != self._node and self._reports.get(report.node) != report:
+            before = self._reports.get(report.node)
+            if report.node != self._node and before != report:
                 self._reports[report.node] = report
+                self._note_far(report, before)
                 changed = True
         for node in gone:
             if node != self._node and self._reports.pop(node, None) is not None:
@@ -142,9 +151,21 @@ class TopologyKeeper:
             interface=interface,
             why=link["diagnostic"],
         )
+        self._repair(interface, dead=up is False)
+
+    def _note_far(self, report: NodeReport, before: NodeReport | None) -> None:
+        """See whether a neighbour lost the link to here."""
+        for interface, (node, far) in self._far.items():
+            if node != report.node or far not in report.links:
+                continue
+            was_up = before is None or far not in before.links or before.links[far].up
+            if was_up and not report.links[far].up:
+                self._repair(interface, dead=True)
+
+    def _repair(self, interface: int, *, dead: bool) -> None:
         if (waiting := self._repaired.pop(interface, None)) is not None:
             waiting.cancel()
-        if up is False:
+        if dead:
             loop = asyncio.get_running_loop()
             self._repaired[interface] = loop.call_later(CONVERGENCE, self._converged, interface)
 
@@ -176,13 +197,15 @@ class TopologyKeeper:
         self._install(topology, self.table)
 
     def _spared(self) -> Iterator[NodeReport]:
-        """This host's report without what its agents are repairing."""
-        own = self._reports.get(self._node)
-        if own is not None and self._repaired:
-            links = {
-                at: replace(own.links[at], up=True) for at in self._repaired if at in own.links
-            }
-            yield replace(own, links={**own.links, **links})
+        """What both ends say of links that are being repaired, as if they were up."""
+        spared: dict[int, dict[int, LinkReport]] = {}
+        for interface in self._repaired:
+            for node, at in ((self._node, interface), self._far[interface]):
+                report = self._reports.get(node)
+                if report is not None and at in report.links:
+                    links = spared.setdefault(node, dict(report.links))
+                    links[at] = replace(links[at], up=True)
+        return (replace(self._reports[node], links=links) for node, links in spared.items())
 
     def close(self) -> None:
         """No table comes any more."""
