@@ -4,8 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-} in
-  test) packages=(etcd-server) ;; # the store's contract
-  bench) packages=(bird2 frr libyang2 libjson-c5 libcap2 libssh-gcrypt-4 libreadline8) ;; # fabric bench blackout
+  # The store's contract; whose next hops are the same.
+  test) packages=(etcd-server bird2 libssh-gcrypt-4 libreadline8) ;;
+  # fabric bench blackout
+  bench) packages=(bird2 frr libyang2 libjson-c5 libcap2 libssh-gcrypt-4 libreadline8) ;;
   *) echo "usage: fetch.sh test|bench" >&2; exit 2 ;;
 esac
 stamp=.peers/.fetched-$1

@@ -8,6 +8,7 @@ that a mended link is back soon.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -59,7 +60,7 @@ def _bird(protocol: str, member: Member) -> list[list[str]]:
     lines = [
         f"router id {address(member.node)};",
         "protocol device { scan time 1; }",
-        "protocol kernel { ipv4 { export all; }; }",
+        "protocol kernel { ipv4 { export all; }; merge paths yes; }",
         "protocol bfd { }",
     ]
     if protocol == "ospf":
@@ -229,6 +230,15 @@ def route(namespace: str, target: str) -> str:
     argv = ["ip", "-n", namespace, "route", "get", target]
     words = subprocess.run(argv, capture_output=True, text=True).stdout.split()
     return words[words.index("dev") + 1] if "dev" in words and "via" in words else ""
+
+
+def next_hops(namespace: str, target: str) -> set[str]:
+    """The interfaces the kernel may send to an address by, all of equal cost."""
+    argv = ["ip", "-n", namespace, "-j", "route", "show", target]
+    shown = json.loads(subprocess.run(argv, capture_output=True, text=True).stdout or "[]")
+    return {
+        str(hop["dev"]) for entry in shown for hop in entry.get("nexthops", [entry]) if "dev" in hop
+    }
 
 
 def _await_routes(bed: Bed) -> None:
