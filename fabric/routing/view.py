@@ -1,8 +1,8 @@
 """A topology as one protocol sees it from one node: which links count, and for how much.
 
 Owns: View: the searches a node's rows need, each done once, and done again after a change only
-where something changed. May import: routing.{constraints,graph,incremental,spf,topology}. Stays on
-the host.
+where something changed. May import: routing.{commons,constraints,graph,incremental,spf,topology}. Stays
+on the host.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from fabric.routing.commons import Shared
 from fabric.routing.constraints import COST_BITS, WEIGHTS, bandwidth_of
 from fabric.routing.graph import FAR, Arc, Tree
 from fabric.routing.incremental import changes, updated
@@ -39,9 +40,11 @@ class View:
         shut: frozenset[int] = frozenset(),
         idle: frozenset[int] = frozenset(),
         earlier: View | None = None,
+        shared: Shared | None = None,
     ) -> None:
         """``shut``: numbers of links that do not count; ``idle``: nodes that carry nothing for
-        others; ``earlier``: the same view of the topology before, whose searches are taken over."""
+        others; ``earlier``: the same view of the topology before, whose searches are taken over;
+        ``shared``: what other hosts have found that see the topology the same."""
         self.topology = topology
         self.graph = topology.graph
         self.root = root
@@ -58,7 +61,11 @@ class View:
         self.token = object()
         self._follows: object = None
         self._moved: set[int] = set()
-        if earlier is not None and earlier.graph.ids == self.graph.ids and earlier.idle == idle:
+        self._shared = shared
+        if shared is not None:
+            self.weights = shared.weights
+            self.around, self.arcs = shared.around, shared.arcs
+        elif earlier is not None and earlier.graph.ids == self.graph.ids and earlier.idle == idle:
             touched = touched_nodes(earlier, self)
             self.around, self.arcs = list(earlier.around), list(earlier.arcs)
             for at in touched:
@@ -114,6 +121,8 @@ class View:
         return self._find(Search(self.root, cut=frozenset(positions)))
 
     def _find(self, search: Search) -> Tree:
+        if self._shared is not None and search.banned < 0 and not search.cut:
+            return self._shared.tree(search.root)
         found = self._trees.get(search)
         if found is None:
             first = self.first_of(search.root, search.cut)

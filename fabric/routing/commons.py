@@ -1,0 +1,101 @@
+"""What hosts of one network have in common that see it alike: arcs, and best paths by root.
+
+Owns: Commons. May import: routing.{constraints,graph,incremental,spf,topology}. Stays on the host.
+
+On a real host nobody is there to share with. Where the tables of thousands of hosts are computed in
+one process, the best paths from a host are wanted by that host and by each of its neighbours (for
+alternates), and searched once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cached_property
+
+from fabric.routing.constraints import WEIGHTS
+from fabric.routing.graph import Arc, Tree
+from fabric.routing.incremental import Changes, changes, updated
+from fabric.routing.spf import First, shortest_paths
+from fabric.routing.topology import Topology
+
+Sight = tuple[str, frozenset[int], frozenset[int]]
+"""Metric, links that do not count, nodes that carry nothing for others."""
+
+
+class Commons:
+    """Of one topology; ``earlier``: of one with the same nodes, whose searches are brought up to
+    date where they are wanted again."""
+
+    def __init__(self, topology: Topology, earlier: Commons | None = None) -> None:
+        self.topology = topology
+        self.earlier = earlier
+        self._sights: dict[Hashable, Shared] = {}
+
+    def shared(self, sight: Sight, words: Hashable) -> Shared:
+        """``words``: what the definition says, which stays when link numbers change."""
+        found = self._sights.get(words)
+        if found is None:
+            earlier = self.earlier._sights.get(words) if self.earlier is not None else None
+            found = self._sights[words] = Shared(self.topology, sight, earlier)
+        return found
+
+    def sights(self) -> list[Shared]:
+        """Every way somebody looked at the topology so far."""
+        return list(self._sights.values())
+
+
+class Shared:
+    """One way to see a topology. Nodes are given by index."""
+
+    def __init__(self, topology: Topology, sight: Sight, earlier: Shared | None) -> None:
+        metric, self.shut, self.idle = sight
+        self.graph = topology.graph
+        weigh = WEIGHTS[metric]
+        self.weights = [weigh(link) for link in topology.links]
+        weights, shut = self.weights, self.shut
+        self.around: list[list[Arc]] = [
+            [(far, weights[number]) for far, number in ends if number not in shut]
+            for ends in self.graph.ends
+        ]
+        self.arcs: list[list[Arc]] = [
+            [] if at in self.idle else arcs for at, arcs in enumerate(self.around)
+        ]
+        self.searches = 0
+        """Searches from scratch so far."""
+        self._trees: dict[int, Tree] = {}
+        if earlier is not None and (earlier.idle, earlier.graph.ids) != (self.idle, self.graph.ids):
+            earlier = None
+        self._earlier = earlier
+
+    @cached_property
+    def _changes(self) -> Changes:
+        assert self._earlier is not None
+        before = self._earlier.around
+        touched = [at for at, arcs in enumerate(self.around) if arcs != before[at]]
+        return changes(self._earlier.arcs, self, touched)
+
+    def first_of(self, root: int) -> list[First]:
+        """A node's links that count, with their positions."""
+        return [
+            (far, self.weights[number], position)
+            for position, (far, number) in enumerate(self.graph.ends[root])
+            if number not in self.shut
+        ]
+
+    def tree(self, root: int) -> Tree:
+        """Best paths from a node, its first hops by the positions of its links."""
+        found = self._trees.get(root)
+        if found is None:
+            found = self._trees[root] = self._search(root)
+        return found
+
+    def _search(self, root: int) -> Tree:
+        first = self.first_of(root)
+        earlier = self._earlier
+        old = earlier._trees.get(root) if earlier is not None else None
+        if old is not None and earlier is not None and first == earlier.first_of(root):
+            update = updated(old, self._changes, root, first)
+            if update is not None:
+                return update[0]
+        self.searches += 1
+        return shortest_paths(self.arcs, root, first)
