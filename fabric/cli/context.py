@@ -81,6 +81,17 @@ def complete_host(incomplete: str) -> list[str]:
     return [host.host for host in hosts if host.host.startswith(incomplete)]
 
 
+def complete_protocol(incomplete: str) -> list[str]:
+    """Protocol names: those of the lab that is up, or else the built-in ones."""
+    from fabric.routing.definitions import PROTOCOLS
+
+    try:
+        known = pick_lab(os.environ.get("FABRIC_LAB")).spec.topology().definitions
+    except Exception:
+        known = PROTOCOLS
+    return [each.name for each in known.values() if each.name.startswith(incomplete)]
+
+
 def complete_lab(incomplete: str) -> list[str]:
     """Lab names for the shell's completion."""
     from fabric.lab.state import recorded_labs

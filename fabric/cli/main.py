@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fabric.cli import bench, connections, doctor, lab, run
+from fabric.cli import audit, bench, connections, doctor, lab, run, simulate
 from fabric.cli.output import note
 from fabric.errors import ConfigError, FabricError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for noun in (lab, run, connections, doctor, bench):
+for noun in (lab, run, connections, audit, doctor, simulate, bench):
     noun.register(app)
 
 

@@ -219,9 +219,7 @@ def _region(told: dict[str, Any]) -> str:
     return word(str(told.get("Country") or ""))
 
 
-def _tell_of_kinds(
-    graph: Any, keys: list[str], names: dict[str, str], repairs: list[str]
-) -> None:
+def _tell_of_kinds(graph: Any, keys: list[str], names: dict[str, str], repairs: list[str]) -> None:
     hyper = [names[key] for key in keys if graph.nodes[key].get("hyperedge")]
     if hyper:
         repairs.append(f"hyperedges drawn as hosts stay hosts: {', '.join(hyper)}")
@@ -260,7 +258,9 @@ def _places(
     guessed = [names[key] for key in keys if key in found and key not in told_of]
     if guessed:
         more = " …" if len(guessed) > 12 else ""
-        repairs.append(f"no coordinates, put amid their neighbours: {', '.join(guessed[:12])}{more}")
+        repairs.append(
+            f"no coordinates, put amid their neighbours: {', '.join(guessed[:12])}{more}"
+        )
     return found
 
 
@@ -292,13 +292,13 @@ def _weighted(
 ) -> list[Link]:
     interfaces: Counter[str] = Counter()
     links, measured, unplaced = [], 0, list[str]()
-    for at, (a, b, bandwidth, latency) in enumerate(edges):
+    for at, (a, b, bandwidth, told) in enumerate(edges):
         interfaces.update((a, b))
-        if latency is None and a in places and b in places:
+        latency = UNPLACED_US if told is None else told
+        if told is None and a in places and b in places:
             latency = max(1, round(great_circle_km(places[a], places[b]) / FIBRE_KM_PER_US))
             measured += 1
-        elif latency is None:
-            latency = UNPLACED_US
+        elif told is None:
             unplaced.append(f"{names[a]}-{names[b]}")
         links.append(
             Link(

@@ -1,6 +1,7 @@
-"""What hosts of one network have in common that see it alike: arcs, and best paths by root.
+"""What hosts of one network have in common that see it alike: arcs and best paths.
 
-Owns: Commons. May import: routing.{constraints,graph,incremental,spf,topology}. Stays on the host.
+Owns: Search, Commons and Shared. May import: routing.{constraints,graph,incremental,spf,topology}.
+Stays on the host.
 
 On a real host nobody is there to share with. Where the tables of thousands of hosts are computed in
 one process, the best paths from a host are wanted by that host and by each of its neighbours (for
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import cached_property
+from typing import NamedTuple
 
 from fabric.routing.constraints import WEIGHTS
 from fabric.routing.graph import Arc, Tree
@@ -20,6 +22,16 @@ from fabric.routing.topology import Topology
 
 Sight = tuple[str, frozenset[int], frozenset[int]]
 """Metric, links that do not count, nodes that carry nothing for others."""
+
+
+class Search(NamedTuple):
+    """Which search a tree comes from."""
+
+    root: int
+    banned: int = -1
+    """A node that must not be touched."""
+    cut: frozenset[int] = frozenset()
+    """Positions of the root's links that must not be used."""
 
 
 class Commons:
@@ -62,7 +74,7 @@ class Shared:
         ]
         self.searches = 0
         """Searches from scratch so far."""
-        self._trees: dict[int, Tree] = {}
+        self._trees: dict[Search, Tree] = {}
         if earlier is not None and (earlier.idle, earlier.graph.ids) != (self.idle, self.graph.ids):
             earlier = None
         self._earlier = earlier
@@ -74,28 +86,27 @@ class Shared:
         touched = [at for at, arcs in enumerate(self.around) if arcs != before[at]]
         return changes(self._earlier.arcs, self, touched)
 
-    def first_of(self, root: int) -> list[First]:
-        """A node's links that count, with their positions."""
+    def first_of(self, search: Search) -> list[First]:
+        """Its root's links that may be used, with their positions."""
         return [
             (far, self.weights[number], position)
-            for position, (far, number) in enumerate(self.graph.ends[root])
-            if number not in self.shut
+            for position, (far, number) in enumerate(self.graph.ends[search.root])
+            if number not in self.shut and position not in search.cut
         ]
 
-    def tree(self, root: int) -> Tree:
-        """Best paths from a node, its first hops by the positions of its links."""
-        found = self._trees.get(root)
+    def tree(self, search: Search) -> Tree:
+        """Best paths, their first hops by the positions of the root's links."""
+        found = self._trees.get(search)
         if found is None:
-            found = self._trees[root] = self._search(root)
+            found = self._trees[search] = self._find(search)
         return found
 
-    def _search(self, root: int) -> Tree:
-        first = self.first_of(root)
-        earlier = self._earlier
-        old = earlier._trees.get(root) if earlier is not None else None
-        if old is not None and earlier is not None and first == earlier.first_of(root):
-            update = updated(old, self._changes, root, first)
+    def _find(self, search: Search) -> Tree:
+        first, earlier = self.first_of(search), self._earlier
+        old = earlier._trees.get(search) if earlier is not None else None
+        if old is not None and earlier is not None and first == earlier.first_of(search):
+            update = updated(old, self._changes, search.root, first, search.banned)
             if update is not None:
                 return update[0]
         self.searches += 1
-        return shortest_paths(self.arcs, root, first)
+        return shortest_paths(self.arcs, search.root, first, search.banned)

@@ -69,8 +69,9 @@ def compute_table(
     ``protocols``: None means all that the topology defines. ``previous``: the table so far, whose
     paths sticky protocols keep, and whose searches and rows are brought up to date rather than made
     anew; the result is the same without it but for the sticky ones. ``commons``: of this topology,
-    where tables of many hosts are computed in one process; the result is the same. Destinations out of reach have
-    no entry, and neither has the node itself. Raises NameUnknown when the topology lacks the node.
+    where tables of many hosts are computed in one process; the result is the same. Destinations
+    out of reach have no entry, and neither has the node itself. Raises NameUnknown when the
+    topology lacks the node.
     """
     if protocols is None:
         protocols = topology.definitions

@@ -1,32 +1,20 @@
 """A topology as one protocol sees it from one node: which links count, and for how much.
 
 Owns: View: the searches a node's rows need, each done once, and done again after a change only
-where something changed. May import: routing.{commons,constraints,graph,incremental,spf,topology}. Stays
-on the host.
+where something changed. May import: routing. Stays on the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
-from fabric.routing.commons import Shared
+from fabric.routing.commons import Search, Shared
 from fabric.routing.constraints import COST_BITS, WEIGHTS, bandwidth_of
 from fabric.routing.graph import FAR, Arc, Tree
 from fabric.routing.incremental import changes, updated
 from fabric.routing.spf import First, shortest_paths
 from fabric.routing.topology import Topology
-
-
-class Search(NamedTuple):
-    """Which search a tree comes from."""
-
-    root: int
-    banned: int = -1
-    """A node that must not be touched."""
-    cut: frozenset[int] = frozenset()
-    """Positions of the view's root's links that must not be used."""
 
 
 class View:
@@ -121,8 +109,8 @@ class View:
         return self._find(Search(self.root, cut=frozenset(positions)))
 
     def _find(self, search: Search) -> Tree:
-        if self._shared is not None and search.banned < 0 and not search.cut:
-            return self._shared.tree(search.root)
+        if self._shared is not None:
+            return self._shared.tree(search)
         found = self._trees.get(search)
         if found is None:
             first = self.first_of(search.root, search.cut)

@@ -18,6 +18,7 @@ from fabric.errors import CapacityExceeded, FabricError, GuestFault, WireError
 from fabric.host.config import HostConfig
 from fabric.host.control.capacity import Admission
 from fabric.host.control.connections import Connection, ConnectionTable, HeldPacket, Role, State
+from fabric.host.control.history import TableHistory
 from fabric.host.control.instructions import (
     announced_flow,
     announcement,
@@ -81,6 +82,10 @@ class Orchestrator:
         self.policy = policy
         self.events = events
         self.clock = clock
+        self.history = TableHistory(clock)
+        self.history.record(topology, table)
+        self.history = TableHistory(clock)
+        self.history.record(topology, table)
         self.connections = ConnectionTable()
         self.messages = GuestMessages(self.connections, topology, events, clock)
         self._datapath = datapath
@@ -430,6 +435,7 @@ class Orchestrator:
     def install_table(self, table: ForwardingTable) -> None:
         """A new table of this host: the agents get it too; connections stay where they are."""
         self.table = table
+        self.history.record(self.topology, table)
         for connection in self.connections:
             if connection.guest is not None:
                 self._send_table(connection, connection.guest)
