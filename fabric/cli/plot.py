@@ -25,7 +25,7 @@ def draw_arrivals(result: dict[str, Any], file: Path) -> None:
         width=SIZE[0],
         height=SIZE[1],
         style=CleanStyle,
-        dots_size=1,
+        show_dots=False,
         js=[],  # a file by itself, with nothing from elsewhere
         title=f"{result['hosts']} hosts, {result['links']} links: {events or 'no failure'}",
         x_title="sent at, ms",

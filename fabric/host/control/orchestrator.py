@@ -84,8 +84,6 @@ class Orchestrator:
         self.clock = clock
         self.history = TableHistory(clock)
         self.history.record(topology, table)
-        self.history = TableHistory(clock)
-        self.history.record(topology, table)
         self.connections = ConnectionTable()
         self.messages = GuestMessages(self.connections, topology, events, clock)
         self._datapath = datapath
