@@ -34,6 +34,16 @@ class Search(NamedTuple):
     """Positions of the root's links that must not be used."""
 
 
+class Tally:
+    """Work done by commons that follow one another."""
+
+    def __init__(self) -> None:
+        self.searches = 0
+        """From scratch."""
+        self.updates = 0
+        """Trees that a change made others."""
+
+
 class Commons:
     """Of one topology; ``earlier``: of one with the same nodes, whose searches are brought up to
     date where they are wanted again."""
@@ -41,6 +51,7 @@ class Commons:
     def __init__(self, topology: Topology, earlier: Commons | None = None) -> None:
         self.topology = topology
         self.earlier = earlier
+        self.tally: Tally = earlier.tally if earlier is not None else Tally()
         self._sights: dict[Hashable, Shared] = {}
 
     def shared(self, sight: Sight, words: Hashable) -> Shared:
@@ -48,18 +59,16 @@ class Commons:
         found = self._sights.get(words)
         if found is None:
             earlier = self.earlier._sights.get(words) if self.earlier is not None else None
-            found = self._sights[words] = Shared(self.topology, sight, earlier)
+            found = self._sights[words] = Shared(self.topology, sight, earlier, self.tally)
         return found
-
-    def sights(self) -> list[Shared]:
-        """Every way somebody looked at the topology so far."""
-        return list(self._sights.values())
 
 
 class Shared:
     """One way to see a topology. Nodes are given by index."""
 
-    def __init__(self, topology: Topology, sight: Sight, earlier: Shared | None) -> None:
+    def __init__(
+        self, topology: Topology, sight: Sight, earlier: Shared | None, tally: Tally
+    ) -> None:
         metric, self.shut, self.idle = sight
         self.graph = topology.graph
         weigh = WEIGHTS[metric]
@@ -72,8 +81,7 @@ class Shared:
         self.arcs: list[list[Arc]] = [
             [] if at in self.idle else arcs for at, arcs in enumerate(self.around)
         ]
-        self.searches = 0
-        """Searches from scratch so far."""
+        self._tally = tally
         self._trees: dict[Search, Tree] = {}
         if earlier is not None and (earlier.idle, earlier.graph.ids) != (self.idle, self.graph.ids):
             earlier = None
@@ -107,6 +115,7 @@ class Shared:
         if old is not None and earlier is not None and first == earlier.first_of(search):
             update = updated(old, self._changes, search.root, first, search.banned)
             if update is not None:
+                self._tally.updates += update[0] is not old
                 return update[0]
-        self.searches += 1
+        self._tally.searches += 1
         return shortest_paths(self.arcs, search.root, first, search.banned)

@@ -44,6 +44,10 @@ class View:
         self.arcs: list[list[Arc]]
         """The same, as far as others may use them."""
         self._trees: dict[Search, Tree] = {}
+        # The same once more, by what callers ask ten thousand times: a Search costs more than that.
+        self._of_root: dict[int, Tree] = {}
+        self._without_node: dict[int, Tree] = {}
+        self._without_links: dict[tuple[int, ...], Tree] = {}
         self.gone: set[tuple[int, int]] = set()
         """(from, to) of arcs that the view before had, or had with another weight."""
         self.token = object()
@@ -94,7 +98,10 @@ class View:
 
     def tree_of(self, root: int) -> Tree:
         """Best paths from another node (its first hops mean nothing)."""
-        return self._find(Search(root))
+        found = self._of_root.get(root)
+        if found is None:
+            found = self._of_root[root] = self._find(Search(root))
+        return found
 
     def tree_apart(self, root: int) -> Tree:
         """Best paths from another node that avoid the view's root."""
@@ -102,11 +109,19 @@ class View:
 
     def without_node(self, node: int) -> Tree:
         """Best paths from the root when ``node`` is gone."""
-        return self._find(Search(self.root, node))
+        found = self._without_node.get(node)
+        if found is None:
+            found = self._without_node[node] = self._find(Search(self.root, node))
+        return found
 
     def without_links(self, positions: Collection[int]) -> Tree:
         """Best paths from the root when these of its links are gone."""
-        return self._find(Search(self.root, cut=frozenset(positions)))
+        key = tuple(positions)
+        found = self._without_links.get(key)
+        if found is None:
+            cut = Search(self.root, cut=frozenset(positions))
+            found = self._without_links[key] = self._find(cut)
+        return found
 
     def _find(self, search: Search) -> Tree:
         if self._shared is not None:

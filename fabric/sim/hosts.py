@@ -12,7 +12,7 @@ from fabric.routing.definitions import Definition
 from fabric.routing.forwarder import Forwarder, ForwarderConfig
 from fabric.routing.protocols import compute_table
 from fabric.routing.table import ForwardingTable
-from fabric.sim.maps import Maps
+from fabric.sim.maps import Map, Maps
 
 
 class Ends(NamedTuple):
@@ -43,6 +43,7 @@ class Host:
         self._maps = maps
         self._protocols = protocols
         self._down: frozenset[int] = frozenset()
+        self._map: Map = maps.whole
         self._table: ForwardingTable | None = None
         self._interfaces: dict[str, int] | None = None
         self.tables = 0
@@ -56,7 +57,7 @@ class Host:
         return self._table
 
     def _compute(self) -> ForwardingTable:
-        known = self._maps.without(self._down)
+        known = self._map = self._maps.without(self._down)
         self.tables += 1
         return compute_table(
             known.topology, self.node, known.version, self._protocols, self._table, known.commons

@@ -5,14 +5,16 @@ Owns: Maps. May import: routing.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from fabric.routing.commons import Commons
 from fabric.routing.topology import Topology
 
-KEPT = 8
-"""Maps remembered beside the whole one; hosts disagree for a moment only."""
+KEPT = 2
+"""Maps remembered that no host uses. A map of ten thousand hosts with its searches takes hundreds
+of MB."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Maps:
     def __init__(self, topology: Topology) -> None:
         self.whole = Map(1, topology, Commons(topology))
         self._versions = {frozenset[int](): 1}
-        self._found: OrderedDict[frozenset[int], Map] = OrderedDict()
-        self.searches_forgotten = 0
+        self._found: WeakValueDictionary[frozenset[int], Map] = WeakValueDictionary()
+        self._newest: deque[Map] = deque(maxlen=KEPT)
 
     def without(self, down: frozenset[int]) -> Map:
         """``down``: positions of links in the whole topology."""
@@ -45,17 +47,5 @@ class Maps:
             # Always from the whole map: few links differ, whatever happened in between.
             found = Map(version, topology, Commons(topology, self.whole.commons))
             self._found[down] = found
-            if len(self._found) > KEPT:
-                _, old = self._found.popitem(last=False)
-                self.searches_forgotten += _searches(old)
-        self._found.move_to_end(down)
+            self._newest.append(found)
         return found
-
-    @property
-    def searches(self) -> int:
-        """Searches of the whole network so far."""
-        return self.searches_forgotten + sum(map(_searches, (self.whole, *self._found.values())))
-
-
-def _searches(known: Map) -> int:
-    return sum(sight.searches for sight in known.commons.sights())

@@ -102,7 +102,8 @@ def report(course: Course) -> dict[str, Any]:
             "guests": sum(len(host.engines) for host in hosts),
             "hosts_with_tables": sum(host.tables > 0 for host in hosts),
             "tables": sum(host.tables for host in hosts),
-            "searches": network.maps.searches,
+            "searches": network.maps.whole.commons.tally.searches,
+            "updated_searches": network.maps.whole.commons.tally.updates,
         },
     }
 

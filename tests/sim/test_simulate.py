@@ -139,8 +139,7 @@ def test_a_guest_that_takes_its_time_holds_packets_and_loses_none() -> None:
 def test_one_seed_one_answer() -> None:
     graph = synthetic(20, Random(1))
     first, again, other = (
-        json.dumps(run(graph, "random:1@1s", "n3@2s..3s", pairs=6, seed=seed))
-        for seed in (7, 7, 8)
+        json.dumps(run(graph, "random:1@1s", "n3@2s..3s", pairs=6, seed=seed)) for seed in (7, 7, 8)
     )
     assert first == again
     assert first != other
