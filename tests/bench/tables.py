@@ -108,7 +108,7 @@ def run(name: str, count: int) -> dict[str, Any]:
     hosts = [max(degree, key=lambda node: degree[node]), *rng.sample(sorted(degree), 2)]
     gc.collect()
     gc.freeze()  # what was there before is not this measurement's to look through
-    found = []
+    found: list[dict[str, Any]] = []
     for node in hosts:
         series = measure(graph, node, count, rng)
         twin = reference(graph, node)
