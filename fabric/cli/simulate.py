@@ -92,14 +92,14 @@ def simulate(
         seed=seed,
     )
     failures = parse_failures(fail or (), topology, Random(seed))
+    if plot is not None and not failures:
+        raise UserError("--plot shows what failures do: give some by --fail")
     with _bar() as progress:
         result = run(topology, settings, failures, progress)
     result["machine"] = _cost(begin)
     if plot is not None:
         from fabric.cli.plot import draw_arrivals
 
-        if not failures:
-            raise UserError("--plot shows what failures do: give some by --fail")
         draw_arrivals(result, plot)
     if output is Format.JSON:
         emit_json(result)
