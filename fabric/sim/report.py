@@ -111,19 +111,21 @@ def report(course: Course) -> dict[str, Any]:
 def _events(course: Course) -> list[dict[str, Any]]:
     """Every change, when somebody noticed, and when the last host had a new table."""
     control, origin = course.network.control, course.origin_us
-    moments = [(failure.begin_us, failure.label, "down") for failure in course.failures]
-    moments += [(f.end_us, f.label, "up") for f in course.failures if f.end_us is not None]
-    moments.sort()
+    moments: dict[tuple[int, str], list[str]] = {}
+    for failure in course.failures:
+        moments.setdefault((failure.begin_us, "down"), []).append(failure.label)
+        if failure.end_us is not None:
+            moments.setdefault((failure.end_us, "up"), []).append(failure.label)
     found = []
-    for moment, label, what in moments:
+    for (moment, what), labels in sorted(moments.items()):
         begin = origin + moment
-        later = (origin + other for other, _, _ in moments if other > moment)
+        later = (origin + other for other, _ in moments if other > moment)
         end = min(later, default=begin + (1 << 62))
         noticed = [at for at in control.detected if begin <= at < end]
         installed = [at for at in control.installed if begin <= at < end]
         found.append(
             {
-                "what": f"{label} {what}",
+                "what": f"{', '.join(labels)} {what}",
                 "at_ms": moment / 1000,
                 "noticed_after_ms": _after(min(noticed, default=None), begin),
                 "converged_after_ms": _after(max(installed, default=None), begin),
@@ -150,20 +152,29 @@ def _protocol(course: Course, definition: Definition) -> dict[str, Any]:
         found["during"] = _during(course, streams)
         found["after"] = course.after[definition.id].to_json(len(streams))
         found["drops"] = drops
-        # Each packet ends at the first host that finds itself in its trace, or at its hop limit.
-        found["microloops"] = drops.get("loop", 0) + drops.get("hop_limit", 0)
+        found["microloops"] = _microloops(network, streams)
         found["arrivals"] = _arrivals(course, streams)
     return found
 
 
+def _microloops(network: Network, streams: Sequence[Stream]) -> int:
+    """Packets that ended at a host that found itself in their trace, or at their hop limit though
+    their way at rest is within it."""
+    ids = frozenset(stream.ends.id for stream in streams if stream.reached)
+    drops = network.drops(ids)
+    return drops.get("loop", 0) + drops.get("hop_limit", 0)
+
+
 def _during(course: Course, streams: Sequence[Stream]) -> dict[str, Any]:
     interval_ms = course.settings.interval_us / 1000
-    counted = [stream for stream in streams if not stream.out_of_reach]
+    reached = [stream for stream in streams if stream.reached]
+    counted = [stream for stream in reached if not stream.out_of_reach]
     blackouts = [stream.lost * interval_ms for stream in counted if stream.lost]
     return {
-        "sent": sum(len(stream.sent_us) for stream in streams),
-        "lost": sum(stream.lost for stream in streams),
-        "streams_out_of_reach": len(streams) - len(counted),
+        "sent": sum(len(stream.sent_us) for stream in reached),
+        "lost": sum(stream.lost for stream in reached),
+        "streams_never_reached": len(streams) - len(reached),
+        "streams_out_of_reach": len(reached) - len(counted),
         "streams_hit": len(blackouts),
         "blackout_ms": _summary(blackouts, 3),
     }

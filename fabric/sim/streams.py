@@ -52,6 +52,12 @@ class Stream:
     """For some time there was no way by the protocol's rules."""
 
     @property
+    def reached(self) -> bool:
+        """Whether the first packet arrived, when nothing had failed: a way may be longer than the
+        hop limit allows."""
+        return 0 in self.delivered
+
+    @property
     def lost(self) -> int:
         """Packets that never were delivered."""
         return len(self.sent_us) - len(self.delivered)

@@ -99,6 +99,18 @@ def test_what_is_cut_off_is_no_blackout_and_comes_back() -> None:
     assert all(event["converged_after_ms"] for event in back["events"])
 
 
+def test_ways_beyond_the_hop_limit_are_no_loops_and_no_blackout() -> None:
+    line = network(tuple((at, at + 1) for at in range(1, 40)))
+    found = run(line, "h39-h40@1s", settle_us=200_000, pairs=60)["protocols"][0]
+    unreached = found["before"]["reachable"] - found["before"]["delivered"]
+    assert unreached > 0
+    assert found["before"]["hops"]["max"] <= 32
+    assert found["drops"]["hop_limit"] > 0
+    assert found["microloops"] == 0
+    assert found["during"]["streams_never_reached"] == unreached
+    assert found["during"]["streams_hit"] == 0
+
+
 def test_every_host_hears_of_every_change() -> None:
     result = run(network(SQUARE), "h1-h2@1s")
     assert result["messages"] == {"published": 2, "delivered": 8}
