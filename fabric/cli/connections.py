@@ -74,6 +74,9 @@ def connections(
 def trace(
     connection: Annotated[str, typer.Argument(help="Only this connection (id or prefix).")] = "",
     last: Annotated[int, typer.Option("--last", min=1, help="How many packets.")] = LAST_TRACES,
+    with_tables: Annotated[
+        bool, typer.Option("--with-tables", help="JSON with all that `fabric replay` needs.")
+    ] = False,
     lab: LabOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -81,6 +84,11 @@ def trace(
     client = _client(lab)
     label = client.connection(connection)["id"] if connection else ""
     found = client.traces(label, last)
+    if with_tables:
+        from fabric.cli.audit import tables_for
+
+        emit_json({"traces": found, "tables": tables_for(client, found)})
+        return
     if output is Format.JSON:
         emit_json(found)
         return

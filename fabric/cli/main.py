@@ -12,7 +12,18 @@ from typing import Annotated
 
 import typer
 
-from fabric.cli import bench, check, connections, doctor, lab, link, run, store
+from fabric.cli import (
+    audit,
+    bench,
+    check,
+    connections,
+    doctor,
+    lab,
+    link,
+    run,
+    simulate,
+    store,
+)
 from fabric.cli.output import note
 from fabric.errors import ConfigError, FabricError
 
@@ -25,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for noun in (lab, link, check, run, connections, doctor, store, bench):
+for noun in (lab, link, check, run, connections, audit, doctor, store, simulate, bench):
     noun.register(app)
 
 

@@ -92,6 +92,17 @@ def build_api(
     async def get_links() -> views.LinksView:
         return views.links_view(keeper, orchestrator.config.host)
 
+    @app.get("/v1/tables", summary="Versions of the forwarding table, newest last")
+    async def get_tables() -> list[views.TableVersion]:
+        return [views.table_version(each) for each in orchestrator.history.all()]
+
+    @app.get("/v1/tables/{version}", summary="A version: its topology, and its table's rows")
+    async def get_table(version: int, destination: int = 0) -> views.TableDocument:
+        recorded = orchestrator.history.find(version)
+        if recorded is None:
+            raise HTTPException(404, f"no table {version:08x} any more")
+        return views.table_document(recorded, orchestrator.config.host, destination)
+
     @app.get("/v1/guests", summary="Guests alive on this host")
     async def get_guests() -> list[views.GuestView]:
         return [

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fabric.host.control.connections import Connection
+from fabric.host.control.history import Recorded
 from fabric.host.control.orchestrator import Orchestrator
 from fabric.host.control.topology_keeper import TopologyKeeper
 from fabric.host.events import iso
@@ -138,10 +139,49 @@ class Explanation(BaseModel):
     next_hop: Hop | None
 
 
+class TableVersion(BaseModel):
+    version: int
+    since: str
+    nodes: int
+    links: int
+
+
+class TableDocument(BaseModel):
+    version: int
+    since: str
+    host: str
+    node: int
+    topology: dict[str, Any]
+    table: dict[str, Any]
+
+
 class ActionView(BaseModel):
     verb: str
     what: str
     why: str
+
+
+def table_version(recorded: Recorded) -> TableVersion:
+    topology = recorded.topology
+    return TableVersion(
+        version=recorded.version,
+        since=iso(recorded.since_us),
+        nodes=len(topology.nodes),
+        links=len(topology.links),
+    )
+
+
+def table_document(recorded: Recorded, host: str, destination: int = 0) -> TableDocument:
+    """``destination``: only the rows to this node; 0: all."""
+    table = recorded.table
+    return TableDocument(
+        version=recorded.version,
+        since=iso(recorded.since_us),
+        host=host,
+        node=table.node,
+        topology=recorded.topology.to_json(),
+        table=table.to_json((destination,) if destination else None),
+    )
 
 
 def action_view(action: Action) -> ActionView:

@@ -1,10 +1,11 @@
 """The views of one node, and those of the topology before.
 
-Owns: Atlas. May import: routing.{constraints,definitions,topology,view}. Stays on the host.
+Owns: Atlas. May import: routing.{commons,constraints,definitions,topology,view}. Stays on the host.
 """
 
 from __future__ import annotations
 
+from fabric.routing.commons import Commons
 from fabric.routing.constraints import link_exclusion, node_exclusion
 from fabric.routing.definitions import Definition
 from fabric.routing.topology import Topology
@@ -14,8 +15,16 @@ from fabric.routing.view import View
 class Atlas:
     """The views of one node, shared by protocols that see the same."""
 
-    def __init__(self, topology: Topology, node: int, earlier: Atlas | None = None) -> None:
-        """``earlier``: of the same node, whose searches are worth bringing up to date.
+    def __init__(
+        self,
+        topology: Topology,
+        node: int,
+        earlier: Atlas | None = None,
+        commons: Commons | None = None,
+    ) -> None:
+        """``earlier``: of the same node, whose searches are worth bringing up to date. ``commons``:
+        of the same topology, where there are other hosts to share with; it takes ``earlier``'s
+        place.
 
         Raises NameUnknown when the topology lacks the node.
         """
@@ -24,6 +33,7 @@ class Atlas:
         self._views: dict[tuple[object, ...], View] = {}
         self._by_words: dict[tuple[object, ...], View] = {}
         """By what definitions say, which stays when link numbers change."""
+        self._commons = commons
         self._earlier = {} if earlier is None else earlier._by_words
 
     def forget(self) -> None:
@@ -50,6 +60,7 @@ class Atlas:
             root = topology.graph.index[self.node]
             words = (metric, *definition.constraints)
             earlier = self._earlier.get(words)
-            found = View(topology, root, metric, shut, idle, earlier)
+            shared = self._commons.shared(key, words) if self._commons is not None else None
+            found = View(topology, root, metric, shut, idle, earlier, shared)
             self._views[key] = self._by_words[words] = found
         return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fabric.routing.atlas import Atlas
+from fabric.routing.commons import Commons
 from fabric.routing.definitions import PROTOCOLS, Definition, by_name
 from fabric.routing.disjoint import DisjointRows, DisperseRows
 from fabric.routing.hopwise import DeflectRows, ShortestRows
@@ -60,14 +61,17 @@ def compute_table(
     version: int,
     protocols: Mapping[int, Definition] | None = None,
     previous: ForwardingTable | None = None,
+    commons: Commons | None = None,
 ) -> ForwardingTable:
     """The table of ``node``; ``version`` is carried into hop records. Rows are computed when
     somebody looks.
 
     ``protocols``: None means all that the topology defines. ``previous``: the table so far, whose
     paths sticky protocols keep, and whose searches and rows are brought up to date rather than made
-    anew; the result is the same without it but for the sticky ones. Destinations out of reach have
-    no entry, and neither has the node itself. Raises NameUnknown when the topology lacks the node.
+    anew; the result is the same without it but for the sticky ones. ``commons``: of this topology,
+    where tables of many hosts are computed in one process; the result is the same. Destinations
+    out of reach have no entry, and neither has the node itself. Raises NameUnknown when the
+    topology lacks the node.
     """
     if protocols is None:
         protocols = topology.definitions
@@ -75,7 +79,9 @@ def compute_table(
     hops = [[end.node, end.address, end.interface, end.mtu] for end in ends]
     before = previous.source if previous is not None else None
     known = before if isinstance(before, _Source) and before.of(node, hops) else None
-    atlas = Atlas(topology, node, known.atlas if known is not None else None)
+    if commons is not None:
+        known = None  # what others have found already is worth more
+    atlas = Atlas(topology, node, known.atlas if known is not None else None, commons)
     routes: dict[str, Mapping[str, Row]] = {}
     for number, definition in sorted(protocols.items()):
         sticky = previous is not None and definition.calculation == "bounded"

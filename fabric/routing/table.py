@@ -164,6 +164,15 @@ class ForwardingTable:
             if len(row) > 3
         }
 
+    def settled(self) -> ForwardingTable:
+        """What is worth keeping when another one takes its place: the rows somebody looked at.
+        No packet ever followed the others. Nothing is left of how they were computed."""
+        routes = {}
+        for protocol, rows in self._routes.items():
+            known = getattr(rows, "known", None)
+            routes[protocol] = dict(rows) if known is None else known()
+        return ForwardingTable.from_json({**self._document, "routes": routes})
+
     def _row(self, destination: int, protocol: int) -> list[Any] | None:
         return self._routes.get(str(protocol), {}).get(str(destination))
 

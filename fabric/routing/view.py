@@ -1,31 +1,20 @@
 """A topology as one protocol sees it from one node: which links count, and for how much.
 
 Owns: View: the searches a node's rows need, each done once, and done again after a change only
-where something changed. May import: routing.{constraints,graph,incremental,spf,topology}. Stays on
-the host.
+where something changed. May import: routing. Stays on the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
+from fabric.routing.commons import Search, Shared
 from fabric.routing.constraints import COST_BITS, WEIGHTS, bandwidth_of
 from fabric.routing.graph import FAR, Arc, Tree
 from fabric.routing.incremental import changes, updated
 from fabric.routing.spf import First, shortest_paths
 from fabric.routing.topology import Topology
-
-
-class Search(NamedTuple):
-    """Which search a tree comes from."""
-
-    root: int
-    banned: int = -1
-    """A node that must not be touched."""
-    cut: frozenset[int] = frozenset()
-    """Positions of the view's root's links that must not be used."""
 
 
 class View:
@@ -39,9 +28,11 @@ class View:
         shut: frozenset[int] = frozenset(),
         idle: frozenset[int] = frozenset(),
         earlier: View | None = None,
+        shared: Shared | None = None,
     ) -> None:
         """``shut``: numbers of links that do not count; ``idle``: nodes that carry nothing for
-        others; ``earlier``: the same view of the topology before, whose searches are taken over."""
+        others; ``earlier``: the same view of the topology before, whose searches are taken over;
+        ``shared``: what other hosts have found that see the topology the same."""
         self.topology = topology
         self.graph = topology.graph
         self.root = root
@@ -53,12 +44,20 @@ class View:
         self.arcs: list[list[Arc]]
         """The same, as far as others may use them."""
         self._trees: dict[Search, Tree] = {}
+        # The same once more, by what callers ask ten thousand times: a Search costs more than that.
+        self._of_root: dict[int, Tree] = {}
+        self._without_node: dict[int, Tree] = {}
+        self._without_links: dict[tuple[int, ...], Tree] = {}
         self.gone: set[tuple[int, int]] = set()
         """(from, to) of arcs that the view before had, or had with another weight."""
         self.token = object()
         self._follows: object = None
         self._moved: set[int] = set()
-        if earlier is not None and earlier.graph.ids == self.graph.ids and earlier.idle == idle:
+        self._shared = shared
+        if shared is not None:
+            self.weights = shared.weights
+            self.around, self.arcs = shared.around, shared.arcs
+        elif earlier is not None and earlier.graph.ids == self.graph.ids and earlier.idle == idle:
             touched = touched_nodes(earlier, self)
             self.around, self.arcs = list(earlier.around), list(earlier.arcs)
             for at in touched:
@@ -99,7 +98,10 @@ class View:
 
     def tree_of(self, root: int) -> Tree:
         """Best paths from another node (its first hops mean nothing)."""
-        return self._find(Search(root))
+        found = self._of_root.get(root)
+        if found is None:
+            found = self._of_root[root] = self._find(Search(root))
+        return found
 
     def tree_apart(self, root: int) -> Tree:
         """Best paths from another node that avoid the view's root."""
@@ -107,13 +109,23 @@ class View:
 
     def without_node(self, node: int) -> Tree:
         """Best paths from the root when ``node`` is gone."""
-        return self._find(Search(self.root, node))
+        found = self._without_node.get(node)
+        if found is None:
+            found = self._without_node[node] = self._find(Search(self.root, node))
+        return found
 
     def without_links(self, positions: Collection[int]) -> Tree:
         """Best paths from the root when these of its links are gone."""
-        return self._find(Search(self.root, cut=frozenset(positions)))
+        key = tuple(positions)
+        found = self._without_links.get(key)
+        if found is None:
+            cut = Search(self.root, cut=frozenset(positions))
+            found = self._without_links[key] = self._find(cut)
+        return found
 
     def _find(self, search: Search) -> Tree:
+        if self._shared is not None:
+            return self._shared.tree(search)
         found = self._trees.get(search)
         if found is None:
             first = self.first_of(search.root, search.cut)

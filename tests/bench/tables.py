@@ -1,8 +1,8 @@
 """How long tables take: one change in a network of 754 hosts, all tables of one host.
 
-Run as ``python -m tests.bench.tables [CHANGES]``; prints one JSON object: raw series in ms of CPU
-time, their percentiles, and the ratio to networkx on the same graph in the same run. Owns: the
-measurement. May import: fabric.routing, tests.sim, networkx.
+Run as ``python -m tests.bench.tables [CHANGES] [GRAPHML]``; prints one JSON object: raw series in
+ms of CPU time, their percentiles, and the ratio to networkx on the same graph in the same run.
+Owns: the measurement. May import: fabric.routing, fabric.lab.graphml, tests.sim, networkx.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import networkx as nx
 
+from fabric.lab.graphml import read_graphml
 from fabric.routing.definitions import PROTOCOLS
 from fabric.routing.needs import DISJOINT, DISPERSE
 from fabric.routing.protocols import compute_table
@@ -101,12 +102,13 @@ def percentiles(series: list[float]) -> dict[str, float]:
 
 def run(name: str, count: int) -> dict[str, Any]:
     """The whole measurement: a host with many links, and two usual ones."""
-    graph, rng = topology(name), random.Random(1)
+    graph = read_graphml(name).topology if name.endswith(".graphml") else topology(name)
+    rng = random.Random(1)
     degree = Counter(end for link in graph.links for end in (link.a, link.b))
     hosts = [max(degree, key=lambda node: degree[node]), *rng.sample(sorted(degree), 2)]
     gc.collect()
     gc.freeze()  # what was there before is not this measurement's to look through
-    found = []
+    found: list[dict[str, Any]] = []
     for node in hosts:
         series = measure(graph, node, count, rng)
         twin = reference(graph, node)
@@ -126,6 +128,9 @@ def run(name: str, count: int) -> dict[str, Any]:
         "nodes": len(graph.nodes),
         "links": len(graph.links),
         "protocols": [d.name for n, d in PROTOCOLS.items() if n not in ON_DEMAND],
+        "any change": percentiles(
+            [spent for host in found for kind in KINDS for spent in host["series"][kind]]
+        ),
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
         "hosts": found,
@@ -133,4 +138,5 @@ def run(name: str, count: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run("planar", int(sys.argv[1]) if len(sys.argv) > 1 else 15), indent=1))
+    count, graph = [*sys.argv[1:], *("15", "planar")[len(sys.argv) - 1 :]]
+    print(json.dumps(run(graph, int(count)), indent=1))

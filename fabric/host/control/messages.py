@@ -110,6 +110,8 @@ class GuestMessages:
             "sequence": header.sequence,
             "reply": bool(header.flags & FLAG_REPLY),
             "flags": header.flag_names(),
+            "treatment": header.treatment,
+            "path_number": header.path_number,
             "hops": [
                 {
                     "host": name(record.node),

@@ -19,6 +19,7 @@ from fabric.host.config import HostConfig
 from fabric.host.control.announcer import Announcement, Announcer
 from fabric.host.control.capacity import Admission
 from fabric.host.control.connections import Connection, ConnectionTable, HeldPacket, Role, State
+from fabric.host.control.history import TableHistory
 from fabric.host.control.instructions import instructions, wrapped_refusal
 from fabric.host.control.messages import GuestMessages
 from fabric.host.control.ports import Clock, Datapath, Guests
@@ -71,6 +72,8 @@ class Orchestrator:
         self.policy = policy
         self.events = events
         self.clock = clock
+        self.history = TableHistory(clock)
+        self.history.record(topology, table)
         self.connections = ConnectionTable()
         self.messages = GuestMessages(self.connections, topology, events, clock)
         self._datapath = datapath
@@ -312,6 +315,7 @@ class Orchestrator:
         """The network is another one now: agents get what concerns their connections; those stay
         where they are. Where a connection goes another way, the hosts there hear of it ahead."""
         before, self.topology, self.table = self.table, topology, table
+        self.history.record(topology, table)
         self.events.emit("table-installed", version=table.version)
         for connection in self.connections:
             ends = (connection.source_node, connection.destination_node)
