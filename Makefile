@@ -28,7 +28,7 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest -q tests/unit tests/sim tests/bench -m "not root and not vm and not exhaustive"
+	$(PYTHON) -m pytest -q -n auto tests/unit tests/sim tests/bench -m "not root and not vm and not exhaustive"
 
 bench: setup-test ## tables; spawning, memory, forwarding, blackouts beside references; hours
 	$(PYTHON) -m tests.bench.tables
