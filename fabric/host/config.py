@@ -36,7 +36,7 @@ class Limits:
     held_total: int = 4096
     """Packets held on the whole host."""
     spawns_per_second: float = 16.0
-    """Sustained rate of new guests (token bucket, burst = one second's worth, at least 16)."""
+    """Sustained rate of new guests (token bucket, burst = one second's worth, at least 32)."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from random import Random
 from typing import Any
 
 from fabric.errors import ConfigError, EnvironmentFault, Unreachable
+from fabric.host.promptness import be_prompt
 from fabric.lab.delay_line import DelayLine
 
 # linux/if_packet.h; the socket module of Python 3.11 does not have them.
@@ -306,10 +307,7 @@ def load(path: Path) -> Emulator:
     return Emulator(links, Path(control) if control else None)
 
 
-NICENESS = -15
-"""A wire does not wait for guests that boot: what it adds would be measured as the link's delay."""
-
 if __name__ == "__main__":
-    with contextlib.suppress(OSError):  # not allowed: then delays are as true as the load lets them
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    # A wire does not wait for guests that boot: what it adds would be measured as its delay.
+    be_prompt()
     load(Path(sys.argv[1])).run(int(sys.argv[2]) if len(sys.argv) > 2 else None)

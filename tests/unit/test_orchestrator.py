@@ -14,6 +14,7 @@ import pytest
 from fabric.errors import SpawnFailed
 from fabric.host.config import HostConfig, Limits
 from fabric.host.control.announcer import Announcement
+from fabric.host.control.capacity import MINIMUM_BURST
 from fabric.host.control.connections import (
     CLOSING_LINGER,
     OPENING_PATIENCE,
@@ -306,12 +307,13 @@ def test_beyond_a_limit_the_application_is_refused_and_others_untouched(
 def test_spawn_rate_is_limited_and_recovers_with_time() -> None:
     async def story() -> None:
         world = World(limits=Limits(guests=100, guest_memory_mib=1 << 20, spawns_per_second=1))
-        world.miss(*(syn(port=p) for p in range(1, 18)))
+        burst = int(MINIMUM_BURST)
+        world.miss(*(syn(port=p) for p in range(1, burst + 2)))
         refused = [e for e in world.events.since(0) if e.name == "refused"]
         assert [e.fields["limit"] for e in refused] == ["spawns_per_second"]
         world.clock.now += 1.5
         world.miss(syn(port=99))
-        assert len(world.orchestrator.connections) == 17
+        assert len(world.orchestrator.connections) == burst + 1
 
     run(story())
 

@@ -10,7 +10,7 @@ from fabric.errors import CapacityExceeded
 from fabric.host.config import Limits
 
 # A bucket smaller than this would refuse an ordinary browser's burst of parallel connections.
-MINIMUM_BURST = 16.0
+MINIMUM_BURST = 32.0
 
 
 class Admission:

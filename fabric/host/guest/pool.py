@@ -24,7 +24,7 @@ from fabric.host.guest.guest import Guest
 DEMAND_WINDOW = 30.0
 """Seconds of requests the pool is sized by."""
 
-PATIENCE = 1.0
+PATIENCE = 15.0
 """Seconds a guest for the pool waits for a moment without requests."""
 
 RETRY = 5.0

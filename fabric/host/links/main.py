@@ -1,8 +1,8 @@
 """The link watch of one host: ``python -m fabric.host.links.main CONFIG.json``.
 
-Owns: the loop over all links, telling guests and listeners, priority, signals. May import: errors,
-wire, routing, host.config, host.process, host.links. One per host, beside its orchestrator, in the
-same namespace.
+Owns: the loop over all links, telling guests and listeners, signals. May import: errors, wire,
+routing, host.links, and of host config, process, promptness. One per host, beside its orchestrator,
+in the same namespace.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import fcntl
 import gc
 import hashlib
 import logging
-import os
 import secrets
 import select
 import signal
@@ -27,6 +26,7 @@ from fabric.host.links.carrier import CarrierWatch
 from fabric.host.links.feed import Audience, Feed, Listener, links_line, socket_path
 from fabric.host.links.prober import Prober, monotonic_us, unix_us
 from fabric.host.process import boot_id
+from fabric.host.promptness import be_prompt
 from fabric.routing.bfd import Timing
 from fabric.routing.topology import Topology
 from fabric.wire import notice
@@ -226,16 +226,6 @@ def _guest_socket(interface: str) -> socket.socket:
     return udp
 
 
-def prefer() -> None:
-    """Run before what computes, as far as we may."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
-    except OSError as exc:
-        log.warning("no real-time priority (%s): under load, links may seem dead", exc.strerror)
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, -15)
-
-
 def main() -> int:
     """Entry point. Exit codes are those of :mod:`fabric.errors`."""
     logging.basicConfig(
@@ -248,7 +238,8 @@ def main() -> int:
         return exc.exit_code
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: watch.stop())
-    prefer()
+    if refused := be_prompt(REALTIME_PRIORITY):
+        log.warning("%s: under load, links may seem dead", refused)
     gc.collect()
     gc.freeze()
     try:
