@@ -243,8 +243,19 @@ def _show_failures(result: dict[str, Any]) -> None:
         )
         for each in result["protocols"]
     )
-    columns = ("PROTOCOL", "STREAMS HIT", "CUT OFF", "LOST", "BLACKOUT P50 MS", "P90", "MAX",
-               "LOOPS", "REACHED AFTER", "STRETCH")  # fmt: skip
+    say("blackout in ms, of the streams hit:")
+    columns = (
+        "PROTOCOL",
+        "HIT",
+        "CUT OFF",
+        "LOST",
+        "P50",
+        "P90",
+        "MAX",
+        "LOOPS",
+        "AFTER",
+        "STRETCH",
+    )
     emit_table(columns, rows, empty="")
     messages = result["messages"]
     say(f"{messages['published']} advertisements, {messages['delivered']} copies heard")
