@@ -234,7 +234,7 @@ def _show_failures(result: dict[str, Any]) -> None:
         (
             each["protocol"],
             each["during"]["streams_hit"],
-            each["during"]["streams_out_of_reach"],
+            each["during"]["streams_out_of_reach"] + each["during"]["streams_not_restored"],
             f"{each['during']['lost']}/{each['during']['sent']}",
             *(_stat(each["during"]["blackout_ms"], which) for which in ("p50", "p90", "max")),
             each["microloops"],
