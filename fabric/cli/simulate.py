@@ -205,8 +205,7 @@ def _show(result: dict[str, Any]) -> None:
             _stat(each["before"]["stretch"], "max"),
             _stat(each["before"]["hops"], "mean"),
             _stat(each["before"]["latency_ms"], "mean"),
-            each["table"]["rows"],
-            each["table"]["bytes"],
+            *((each["table"] or {}).get(what, "") for what in ("rows", "bytes")),
         )
         for each in result["protocols"]
     )

@@ -22,6 +22,10 @@ from fabric.sim.streams import Stream, optimum, stretch, worth
 SIZED_HOSTS = 3
 """Hosts whose tables are weighed: the one with the most links, one in the middle, one with the
 fewest."""
+SEARCH_PER_ROW = ("disjoint", "disperse", "bounded")
+"""Calculations that search the network anew for each row."""
+SIZED_UP_TO = 1000
+"""Hosts of a network whose tables by these calculations are weighed."""
 
 
 @dataclass
@@ -186,9 +190,12 @@ def _arrivals(course: Course, streams: Sequence[Stream]) -> list[list[float]]:
     return [[slot * interval / 1000, round(arrived[slot] / sent[slot], 4)] for slot in sorted(sent)]
 
 
-def _table_sizes(network: Network, definition: Definition) -> dict[str, Any]:
-    """Rows and bytes (JSON, as guests get them) of whole tables; disperse: of one row each."""
+def _table_sizes(network: Network, definition: Definition) -> dict[str, Any] | None:
+    """Rows and bytes (JSON, as guests get them) of whole tables; None where they would take hours
+    and nobody ever computes them whole."""
     known = network.maps.whole
+    if definition.calculation in SEARCH_PER_ROW and len(known.topology.nodes) > SIZED_UP_TO:
+        return None
     degree = Counter(end for link in known.topology.links for end in (link.a, link.b))
     ordered = [node for node, _ in degree.most_common()]
     middle = len(ordered) // 2

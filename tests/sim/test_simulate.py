@@ -13,6 +13,7 @@ import pytest
 from fabric.errors import UserError
 from fabric.routing.definitions import PROTOCOLS
 from fabric.routing.needs import DISJOINT, DISPERSE, LOW_LATENCY, SHORTEST, WIDE
+from fabric.routing.protocols import compute_table
 from fabric.routing.topology import Link, Node, Topology
 from fabric.sim.experiment import simulate
 from fabric.sim.failures import parse_failures
@@ -164,6 +165,17 @@ def test_a_guest_that_takes_its_time_holds_packets_and_loses_none() -> None:
     quick = run(network(SQUARE), "h1-h2@1s")["protocols"][0]["during"]
     slow = run(network(SQUARE), "h1-h2@1s", spawn_us=100_000)["protocols"][0]["during"]
     assert slow["blackout_ms"]["max"] <= quick["blackout_ms"]["max"] + 20
+
+
+def test_tables_are_weighed_where_somebody_could_have_them_whole() -> None:
+    square = network(SQUARE)
+    found = run(square)["protocols"][0]["table"]
+    assert (found["rows"], len(found["of"])) == (3, 3)
+    table = compute_table(square, 1, 1, {SHORTEST: PROTOCOLS[SHORTEST]})
+    one = next(each for each in found["of"] if each["host"] == "h1")
+    assert one["bytes"] == len(json.dumps(table.to_json(), separators=(",", ":")))
+    large = synthetic(1001, Random(1))
+    assert run(large, protocol=DISPERSE, pairs=2)["protocols"][0]["table"] is None
 
 
 def test_one_seed_one_answer() -> None:
