@@ -205,8 +205,7 @@ def _show(result: dict[str, Any]) -> None:
             _stat(each["before"]["stretch"], "max"),
             _stat(each["before"]["hops"], "mean"),
             _stat(each["before"]["latency_ms"], "mean"),
-            each["table"]["rows"],
-            each["table"]["bytes"],
+            *((each["table"] or {}).get(what, "") for what in ("rows", "bytes")),
         )
         for each in result["protocols"]
     )
@@ -234,7 +233,7 @@ def _show_failures(result: dict[str, Any]) -> None:
         (
             each["protocol"],
             each["during"]["streams_hit"],
-            each["during"]["streams_out_of_reach"],
+            each["during"]["streams_out_of_reach"] + each["during"]["streams_not_restored"],
             f"{each['during']['lost']}/{each['during']['sent']}",
             *(_stat(each["during"]["blackout_ms"], which) for which in ("p50", "p90", "max")),
             each["microloops"],
@@ -243,8 +242,19 @@ def _show_failures(result: dict[str, Any]) -> None:
         )
         for each in result["protocols"]
     )
-    columns = ("PROTOCOL", "STREAMS HIT", "CUT OFF", "LOST", "BLACKOUT P50 MS", "P90", "MAX",
-               "LOOPS", "REACHED AFTER", "STRETCH")  # fmt: skip
+    say("blackout in ms, of the streams hit:")
+    columns = (
+        "PROTOCOL",
+        "HIT",
+        "CUT OFF",
+        "LOST",
+        "P50",
+        "P90",
+        "MAX",
+        "LOOPS",
+        "AFTER",
+        "STRETCH",
+    )
     emit_table(columns, rows, empty="")
     messages = result["messages"]
     say(f"{messages['published']} advertisements, {messages['delivered']} copies heard")

@@ -76,7 +76,9 @@ def replay(decision: Decision, topology: Topology, table: ForwardingTable) -> Ve
         found.append(f"egress: interface {record.egress_interface}, the table allows {ways}")
     led_to = _node_behind(topology, record.node, record.egress_interface)
     if decision.next_node is not None and led_to != decision.next_node:
-        found.append(f"next host: {decision.next_node} carried it, the link leads to {led_to}")
+        name = topology.name_of
+        there = "nobody" if led_to is None else name(led_to)
+        found.append(f"next host: {name(decision.next_node)} carried it, the link leads to {there}")
     return Verdict(tuple(found), note)
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from random import Random
 
 from fabric.routing.actions import Actions
+from fabric.routing.forwarder import Forwarder
 from fabric.routing.topology import Topology
 from fabric.sim.clock import Clock
 from fabric.sim.control import Control
@@ -90,10 +91,23 @@ class Network:
             return
         if node == stream.ends.destination:
             stream.arrived.setdefault(sequence, path)
+        before = _ended(engine)
         actions = engine.from_underlay([(datagram, sender)], EPOCH_US + now)
+        if (ended := _ended(engine)) != before:
+            # At a host that found itself in the trace; or by the hop limit, which a way may also
+            # meet by being long.
+            stream.loops += ended[0] > before[0] or self._comes_back(stream.ends.source, path)
         self._perform(host, stream, sequence, path, actions)
         if stream.definition.calculation == "disperse" and node == stream.ends.destination:
             self._wait_for_order(host, stream)
+
+    def _comes_back(self, source: int, path: Path) -> bool:
+        """Whether a path passes a host twice."""
+        passed = [source]
+        for number in path:
+            link = self.topology.links[number]
+            passed.append(link.a + link.b - passed[-1])
+        return len(set(passed)) < len(passed)
 
     def _wait_for_order(self, host: Host, stream: Stream) -> None:
         """Let the egress give up on packets that do not come."""
@@ -119,3 +133,9 @@ class Network:
                             reason = name.removeprefix("drop_")
                             found[reason] = found.get(reason, 0) + count
         return dict(sorted(found.items()))
+
+
+def _ended(engine: Forwarder) -> tuple[int, int]:
+    """Packets it dropped because they had been there, or by their hop limit."""
+    counters = engine.counters
+    return counters.get("drop_loop", 0), counters.get("drop_hop_limit", 0)

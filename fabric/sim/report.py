@@ -22,6 +22,10 @@ from fabric.sim.streams import Stream, optimum, stretch, worth
 SIZED_HOSTS = 3
 """Hosts whose tables are weighed: the one with the most links, one in the middle, one with the
 fewest."""
+SEARCH_PER_ROW = ("disjoint", "disperse", "bounded")
+"""Calculations that search the network anew for each row."""
+SIZED_UP_TO = 1000
+"""Hosts of a network whose tables by these calculations are weighed."""
 
 
 @dataclass
@@ -152,29 +156,23 @@ def _protocol(course: Course, definition: Definition) -> dict[str, Any]:
         found["during"] = _during(course, streams)
         found["after"] = course.after[definition.id].to_json(len(streams))
         found["drops"] = drops
-        found["microloops"] = _microloops(network, streams)
+        found["microloops"] = sum(stream.loops for stream in streams)
         found["arrivals"] = _arrivals(course, streams)
     return found
-
-
-def _microloops(network: Network, streams: Sequence[Stream]) -> int:
-    """Packets that ended at a host that found itself in their trace, or at their hop limit though
-    their way at rest is within it."""
-    ids = frozenset(stream.ends.id for stream in streams if stream.reached)
-    drops = network.drops(ids)
-    return drops.get("loop", 0) + drops.get("hop_limit", 0)
 
 
 def _during(course: Course, streams: Sequence[Stream]) -> dict[str, Any]:
     interval_ms = course.settings.interval_us / 1000
     reached = [stream for stream in streams if stream.reached]
-    counted = [stream for stream in reached if not stream.out_of_reach]
+    possible = [stream for stream in reached if not stream.out_of_reach]
+    counted = [stream for stream in possible if stream.restored]
     blackouts = [stream.lost * interval_ms for stream in counted if stream.lost]
     return {
         "sent": sum(len(stream.sent_us) for stream in reached),
         "lost": sum(stream.lost for stream in reached),
         "streams_never_reached": len(streams) - len(reached),
-        "streams_out_of_reach": len(reached) - len(counted),
+        "streams_out_of_reach": len(reached) - len(possible),
+        "streams_not_restored": len(possible) - len(counted),
         "streams_hit": len(blackouts),
         "blackout_ms": _summary(blackouts, 3),
     }
@@ -192,9 +190,12 @@ def _arrivals(course: Course, streams: Sequence[Stream]) -> list[list[float]]:
     return [[slot * interval / 1000, round(arrived[slot] / sent[slot], 4)] for slot in sorted(sent)]
 
 
-def _table_sizes(network: Network, definition: Definition) -> dict[str, Any]:
-    """Rows and bytes (JSON, as guests get them) of whole tables; disperse: of one row each."""
+def _table_sizes(network: Network, definition: Definition) -> dict[str, Any] | None:
+    """Rows and bytes (JSON, as guests get them) of whole tables; None where they would take hours
+    and nobody ever computes them whole."""
     known = network.maps.whole
+    if definition.calculation in SEARCH_PER_ROW and len(known.topology.nodes) > SIZED_UP_TO:
+        return None
     degree = Counter(end for link in known.topology.links for end in (link.a, link.b))
     ordered = [node for node, _ in degree.most_common()]
     middle = len(ordered) // 2

@@ -48,6 +48,8 @@ class Stream:
     """Number → the path of the first copy that came to the destination."""
     delivered: dict[int, int] = field(default_factory=dict)
     """Number → when the application got it, µs."""
+    loops: int = 0
+    """Packets that ended because they went in a circle."""
     out_of_reach: bool = False
     """For some time there was no way by the protocol's rules."""
 
@@ -56,6 +58,11 @@ class Stream:
         """Whether the first packet arrived, when nothing had failed: a way may be longer than the
         hop limit allows."""
         return 0 in self.delivered
+
+    @property
+    def restored(self) -> bool:
+        """Whether the newest packet arrived."""
+        return len(self.sent_us) - 1 in self.delivered
 
     @property
     def lost(self) -> int:

@@ -67,7 +67,7 @@ def test_every_kind_of_difference_is_told() -> None:
     assert differences(relay) == ""
     assert "the record has 6, not 7" in differences(relay, table_version=6)
     assert "egress: interface 1, the table allows 2" in differences(relay, egress_interface=1)
-    assert "leads to 1" in differences(relay, egress_interface=1)
+    assert "n3 carried it, the link leads to n1" in differences(relay, egress_interface=1)
     assert "not the application's" in differences(last, egress_interface=1)
     assert "the record is of 5, the table of 1" in differences(first, node=5)
     cut = graph.without({1})

@@ -43,7 +43,7 @@ def test_all_protocols_are_shown_to_people(capsys: Capture, tmp_path: Path) -> N
         capsys=capsys,
     )
     assert code == 0, err
-    for word in ("shortest", "disperse", "avoid", "h2 down", "BLACKOUT", "copies heard", "MiB"):
+    for word in ("shortest", "disperse", "avoid", "h2 down", "blackout", "copies heard", "MiB"):
         assert word in out
     drawn = ElementTree.parse(plot).getroot()
     assert drawn.tag == "{http://www.w3.org/2000/svg}svg"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import signal
@@ -370,6 +371,24 @@ def test_k_the_relay_decides_by_destination_and_protocol(quick: Story, broad: St
     assert len(quickly) == len(broadly) == 1 and quickly != broadly
     assert [h["host"] for h in last(quick)["hops"]] == ["h1", "h2", "h4"]
     assert [h["host"] for h in last(broad)["hops"]] == ["h1", "h2", "h3", "h4"]
+
+
+def test_k_every_decision_can_be_made_again(story: Story, diamond: Lab) -> None:
+    """From the recorded tables; a record that was tampered with is found out."""
+    traces = [*story.traces[:3], last(story)]
+    replayed = json.loads(
+        diamond.fabric("replay", "-", "-o", "json", input=json.dumps(traces)).stdout
+    )
+    assert [each["verdict"] for each in replayed] == ["agrees"] * len(traces)
+    assert all(
+        len(each["hops"]) == len(t["hops"]) for each, t in zip(replayed, traces, strict=True)
+    )
+    traces = json.loads(json.dumps(traces))
+    hop = traces[-1]["hops"][0]
+    hop["egress_interface"] = 3 - hop["egress_interface"]
+    done = diamond.fabric("replay", "-", check=False, input=json.dumps(traces))
+    assert done.returncode == 1
+    assert "egress: interface" in done.stdout
 
 
 def last(story: Story) -> dict[str, Any]:
