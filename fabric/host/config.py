@@ -65,6 +65,8 @@ class LivenessConfig:
     """A neighbour that misses so many is dead."""
     steady_ms: float = 2000
     """A link is steady after so long, ms; one that was down counts as up again only then."""
+    multihop: bool = False
+    """Neighbours may be routers apart (RFC 5883): a probe's TTL then says nothing of its sender."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fabric.host.links.feed import Audience, socket_path
 from fabric.host.network.netns import create_netns, delete_netns
 from fabric.routing.topology import Link, Node, Topology
 from fabric.wire import notice
+from fabric.wire.probe import ADMIN_DOWN, PORT, LinkProbe, encode
 from tests.unit.guard_world import tag
 from tests.unit.netns_world import Inside
 
@@ -263,11 +264,28 @@ def test_probes_of_strangers_are_refused(watched: tuple[Watched, Watched]) -> No
     def shout() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             for _ in range(5):
-                stranger.sendto(bytes(60), (ADDRESSES[0], 7705))
+                stranger.sendto(bytes(60), (ADDRESSES[0], PORT))
 
     watched[1].inside.call(shout)
     link = watched[0].until(lambda link: link["refused"] >= 5)
     assert link["up"] is True
+
+
+def test_a_probe_that_came_over_a_router_is_of_no_neighbour(
+    watched: tuple[Watched, Watched],
+) -> None:
+    """RFC 5082: the same word with the TTL of the next link is believed."""
+    goodbye = LinkProbe(ADMIN_DOWN, 0, 3, 5, 0, 30_000, 30_000, 2, 1, 1, 1, 1, 0, 0)
+
+    def send(ttl: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forger:
+            forger.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+            forger.sendto(encode(goodbye), (ADDRESSES[0], PORT))
+
+    watched[1].inside.call(send, 254)
+    assert watched[0].until(lambda link: link["refused"] >= 1)["up"] is True
+    watched[1].inside.call(send, 255)
+    watched[0].until(lambda link: link["up"] is False)
 
 
 def test_carriers_are_named_by_index(pair: tuple[Watched, Watched]) -> None:

@@ -200,6 +200,7 @@ def _probers(config: HostConfig) -> dict[int, Prober]:
             timing=timing,
             discriminator=secrets.randbelow(0xFFFFFFFF) + 1,
             clock=clock,
+            multihop=liveness.multihop,
         )
         found[prober.fileno()] = prober
     return found

@@ -84,13 +84,16 @@ class Prober:
         timing: Timing,
         discriminator: int,
         clock: int,
+        multihop: bool = False,
     ) -> None:
         """``interface``: the name of the network interface the link is on; ``clock``: what the
-        real-time clock of this machine is called. Raises ConfigError, Conflict."""
+        real-time clock of this machine is called; ``multihop``: see
+        :class:`fabric.host.config.LivenessConfig`. Raises ConfigError, Conflict."""
         self.neighbour = neighbour
         self._node = node
         self._clock = clock
         self._timing = timing
+        self._least_ttl = 0 if multihop else MAX_TTL
         self._socket = _open(neighbour, interface)
         self.index = socket.if_nametoindex(interface)
         now = monotonic_us()
@@ -201,8 +204,8 @@ class Prober:
     def _genuine(self, probe: LinkProbe, source: str, ttl: int) -> bool:
         neighbour, link = self.neighbour, self.neighbour.link
         far = link.b_interface if link.a == self._node else link.a_interface
-        expected = (neighbour.address, MAX_TTL, neighbour.node, far)
-        return (source, ttl, probe.node, probe.interface) == expected
+        expected = (neighbour.address, neighbour.node, far)
+        return (source, probe.node, probe.interface) == expected and ttl >= self._least_ttl
 
     def _send(self, state: int | None = None, diagnostic: int | None = None) -> None:
         session = self._session

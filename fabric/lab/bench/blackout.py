@@ -33,7 +33,7 @@ BACK_DEADLINE = 90.0
 """Seconds until a stream flows again, or a path is what it was."""
 FLOWING = 0.5
 """Seconds without loss after which a stream counts as flowing."""
-REST = 8.0
+REST = 6.0
 """Seconds between a path's return and the next cut: OSPF does not tell the same within 5 (RFC 2328,
 MinLSInterval)."""
 CUTS = {"adjacent": "h1-h2", "remote": "h2-h4"}
