@@ -65,8 +65,7 @@ class Standing:
     used_bps: int | None
     """What went over the link in the last second, in the direction that carried more."""
     available_bps: int | None
-    """What that leaves of the bandwidth the topology gives it (RFC 8570, section 4.6); None where it
-    gives none."""
+    """What that leaves of the bandwidth in the topology (RFC 8570, section 4.6), if it has one."""
     interval_us: int
     detection_us: int
     probes_in: int
