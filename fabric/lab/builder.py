@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabric.errors import ConfigError, EnvironmentFault, FabricError
+from fabric.errors import ConfigError, Conflict, EnvironmentFault, FabricError
 from fabric.host.vmm.hypervisor import Hypervisor
 from fabric.lab import names, preflight, state
 from fabric.lab.daemons import (
@@ -162,7 +162,9 @@ def down(lab_name: str, run_dir: Path, machine: Machine, progress: Progress = si
         with machine.world() as world:
             every = list(reversed(parts(lab, machine)))
             removed = _remove(every, world, progress)
-            left = _leftovers(every, world)
+            if left := _leftovers(every, world):
+                _remove(every, world, progress)
+                left = _leftovers(every, world)
         if left:
             raise EnvironmentFault(
                 f"lab {lab_name}: still there: {'; '.join(left)}", cure="`fabric gc` tries again"
@@ -233,7 +235,11 @@ def _leftovers(every: list[Resource], world: World) -> list[str]:
     world.changed()
     found = []
     for part in every:
-        with contextlib.suppress(FabricError):
-            if part.present(world):
+        try:
+            if part.left(world):
                 found.append(part.label)
+        except Conflict:
+            continue  # somebody else's
+        except FabricError as exc:
+            found.append(f"{part.label} ({exc.message})")
     return found

@@ -113,6 +113,9 @@ class Orchestrator(Daemon):
             time.sleep(POLL)
         raise self._failed(f"was not ready within {READY_DEADLINE:g} s ({last})")
 
+    def left(self, world: World) -> bool:
+        return self._running() or bool(self._guests(world))
+
     def retire(self, world: World) -> None:
         if self._running():
             with contextlib.suppress(FabricError):  # then `remove` insists
@@ -133,9 +136,20 @@ class Orchestrator(Daemon):
         """An orchestrator that never served cannot be destroying guests: no need to wait."""
         return SHUTDOWN_DEADLINE if self._host.api_socket.exists() else 0.0
 
+    def _guests(self, world: World) -> list[str]:
+        owned = world.hypervisor.list_owned(self._host.lab, self._host.host)
+        return [domain.name for domain in owned]
+
     def _destroy_guests(self, world: World) -> None:
-        for domain in world.hypervisor.list_owned(self._host.lab, self._host.host):
-            world.hypervisor.destroy(domain.name)
+        """All that can be; raises for the last one that could not."""
+        failure: FabricError | None = None
+        for name in self._guests(world):
+            try:
+                world.hypervisor.destroy(name)
+            except FabricError as exc:
+                failure = exc
+        if failure is not None:
+            raise failure
 
 
 class LinkWatch(Daemon):

@@ -36,6 +36,11 @@ class Resource(ABC):
     def present(self, world: World) -> bool:
         """Whether it is there and whole. Raises Conflict when something of another owner is."""
 
+    def left(self, world: World) -> bool:
+        """Whether anything of it is there, whole or not. Raises as :meth:`present`, and what asking
+        may raise."""
+        return self.present(world)
+
     @abstractmethod
     def create(self, world: World) -> None:
         """Make it; on failure part of it may be there, which ``remove`` removes."""

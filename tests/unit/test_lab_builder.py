@@ -207,6 +207,38 @@ def test_two_labs_side_by_side(tmp_path: Path, run_dir: Path) -> None:
     assert rtt_ms("h1", "172.31.0.1") >= 10.0
 
 
+def test_down_keeps_the_record_of_a_lab_whose_guests_will_not_go(
+    tmp_path: Path, run_dir: Path
+) -> None:
+    hypervisor = FakeHypervisor()
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path, hypervisor)
+    builder.up(spec, machine)
+    first, second, third = (f"fabric-{LAB}-h1-g{n}" for n in (1, 2, 3))
+    hypervisor.domains = {
+        name: OwnerMark(LAB, "h1", n, 1, 0) for n, name in enumerate((first, second, third), 1)
+    }
+    kill_orchestrator(run_dir, "h1")
+    hypervisor.stuck = {first}
+    with pytest.raises(EnvironmentFault, match="still there: orchestrator of h1"):
+        builder.down(LAB, run_dir, machine)
+    assert list(hypervisor.domains) == [first], "one that will not go keeps none of the others"
+    hypervisor.stuck = set()
+    builder.down(LAB, run_dir, machine)
+    assert not hypervisor.domains and not run_dir.exists()
+
+
+def test_down_claims_nothing_it_cannot_know(tmp_path: Path, run_dir: Path) -> None:
+    hypervisor = FakeHypervisor()
+    spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path, hypervisor)
+    builder.up(spec, machine)
+    hypervisor.down = True
+    with pytest.raises(EnvironmentFault, match=r"still there: .*the fake hypervisor is down"):
+        builder.down(LAB, run_dir, machine)
+    hypervisor.down = False
+    builder.down(LAB, run_dir, machine)
+    assert not run_dir.exists()
+
+
 def test_down_ends_programs_and_guests_and_works_half_gone(tmp_path: Path, run_dir: Path) -> None:
     hypervisor = FakeHypervisor()
     spec, machine = lab_samples.spec(run_dir, LAB), lab_samples.machine(tmp_path, hypervisor)
