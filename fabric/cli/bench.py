@@ -6,6 +6,8 @@ Owns: the sub-commands of ``bench``. May import: errors, lab, cli.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from fabric.cli.output import Format, OutputOption, emit_json, emit_table, note,
 from fabric.errors import UserError
 
 if TYPE_CHECKING:
+    from fabric.lab.builder import Progress
     from fabric.lab.spec import Options  # with all it imports: not paid by `fabric --help`
 
 app = typer.Typer(
@@ -31,6 +34,7 @@ NameOption = Annotated[str, typer.Option(help="Of the labs it makes.")]
 MarkdownOption = Annotated[
     Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")
 ]
+Results = list[dict[str, Any]]
 STOPPED = 143
 """Exit code after SIGTERM, as shells have it."""
 
@@ -71,16 +75,14 @@ def forward(
     from fabric.lab.bench import report
 
     plan = benchmark.Plan(_numbers("--hops", hops), _numbers("--size", size), seconds, profile)
-    options, facts, machine = _begin()
-    outcome = benchmark.run(plan, options, note)
-    results = [figure.to_json() for figure in outcome.figures] + outcome.profiles
-    if markdown is not None:
-        markdown.write_text(report.page(results))
-    if output is Format.JSON:
-        emit_json([{**each, "machine": facts} for each in results])
-        return
-    say(machine)
-    _tables(results)
+
+    def run(options: Options, progress: Progress) -> Results:
+        outcome = benchmark.run(plan, options, progress)
+        return [figure.to_json() for figure in outcome.figures] + outcome.profiles
+
+    results = _measure(run, report.page, markdown, output)
+    if output is Format.TABLE:
+        _tables(results)
 
 
 @app.command(epilog="Example: fabric bench spawn --tier prepared --burst 1 --hops 0,2 -o json")
@@ -115,14 +117,9 @@ def spawn(
         count,
         name,
     )
-    options, facts, machine = _begin()
-    results = benchmark.run(plan, options, note)
-    if markdown is not None:
-        markdown.write_text(tables.page(results))
+    results = _measure(partial(benchmark.run, plan), tables.page, markdown, output)
     if output is Format.JSON:
-        emit_json([{**each, "machine": facts} for each in results])
         return
-    say(machine)
     emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
     if paths := tables.path_rows(results):
         emit_table(tables.PATH_COLUMNS, paths, empty="")
@@ -144,14 +141,9 @@ def memory(
     from fabric.lab.bench import spawn_tables as tables
 
     plan = benchmark.Plan(_words(tier) or ("prepared",), _numbers("--guests", guests), name)
-    options, facts, machine = _begin()
-    results = benchmark.run(plan, options, note)
-    if markdown is not None:
-        markdown.write_text(tables.memory_page(results))
+    results = _measure(partial(benchmark.run, plan), tables.memory_page, markdown, output)
     if output is Format.JSON:
-        emit_json([{**each, "machine": facts} for each in results])
         return
-    say(machine)
     emit_table(tables.MEMORY_COLUMNS, tables.memory_rows(results), empty="nothing was measured")
 
 
@@ -179,15 +171,29 @@ def blackout(
     plan = benchmark.Plan(
         count, _words(system) or benchmark.systems(), _words(cut) or tuple(benchmark.CUTS), name
     )
+    results = _measure(partial(benchmark.run, plan), tables.page, markdown, output)
+    if output is Format.JSON:
+        return
+    emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
+
+
+def _measure(
+    run: Callable[[Options, Progress], Results],
+    page: Callable[[Results], str],
+    markdown: Path | None,
+    output: Format,
+) -> Results:
+    """Run a benchmark and tell what it ran on; its results, for the tables. They are written down
+    as ``page`` has it, and with JSON wanted all is said."""
     options, facts, machine = _begin()
-    results = benchmark.run(plan, options, note)
+    results = run(options, note)
     if markdown is not None:
-        markdown.write_text(tables.page(results))
+        markdown.write_text(page(results))
     if output is Format.JSON:
         emit_json([{**each, "machine": facts} for each in results])
-        return
-    say(machine)
-    emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
+    else:
+        say(machine)
+    return results
 
 
 def _begin() -> tuple[Options, dict[str, Any], str]:

@@ -20,7 +20,7 @@ from fabric.lab.standing import DOWN
 from fabric.lab.state import LabState
 
 if TYPE_CHECKING:
-    from fabric.host.network.netlink import Traffic
+    from fabric.host.network.link_info import Traffic
     from fabric.lab.world import World
 
 TIMEOUT = 3.0

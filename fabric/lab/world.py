@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Self
 
 from fabric.errors import Conflict
 from fabric.host.network import netns
-from fabric.host.network.netlink import LinkInfo, Netlink
+from fabric.host.network.link_info import LinkInfo
+from fabric.host.network.netlink import Netlink
 from fabric.host.network.nftables import NftablesIn
 from fabric.lab.names import Owner
 

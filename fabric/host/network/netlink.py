@@ -1,7 +1,7 @@
 """Links, addresses, routes and neighbours, through one netlink socket per namespace.
 
 Owns: everything this project asks of rtnetlink and of /proc/sys/net. The only importer of pyroute2
-(lazily: it costs 200 ms). May import: errors, host.network.netns.
+(lazily: it costs 200 ms). May import: errors, host.network.{link_info,netns}.
 
 Each :class:`Netlink` has a thread of its own. A thread can stand in another network namespace than
 its process, so the socket and /proc/sys are simply opened there; and pyroute2 runs an event loop
@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from fabric.errors import FabricError, NameUnknown, ToolMissing
+from fabric.host.network.link_info import LinkInfo, Traffic, link_info, link_traffic
 from fabric.host.network.netns import enter_netns, translate
 
 _NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
 _NTF_MASTER, _NTF_STICKY = 0x04, 0x40
-_IFF_UP = 0x1
-_IFF_LOWER_UP = 0x10000
 _IFA_F_NODAD = 0x02
 
 # Token bucket: a burst of 10 ms at full rate, but never less than one 64 KiB GSO packet, which tbf
@@ -38,34 +36,6 @@ _TBF_HANDLE = 0xFAB0000  # "fab:"; by this handle we know the discipline as ours
 _TC_H_ROOT = 0xFFFFFFFF
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LinkInfo:
-    """One network interface as the kernel sees it."""
-
-    name: str
-    index: int
-    alias: str
-    """``fabric:<lab>:<host>`` on links of ours."""
-    kind: str
-    """``bridge``, ``veth``, ``tun`` …; empty for physical interfaces and lo."""
-    master: str | None
-    mtu: int
-    up: bool
-    mac: str
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What went through an interface since it was made."""
-
-    carrier: bool
-    """Up, and something is at the other end."""
-    sent_packets: int
-    sent_bytes: int
-    received_packets: int
-    received_bytes: int
 
 
 class Netlink:
@@ -239,7 +209,7 @@ class Netlink:
         def dump() -> list[LinkInfo]:
             links = list(self._route.get_links())
             names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in links}
-            return [_link_info(link, names) for link in links]
+            return [link_info(link, names) for link in links]
 
         return self._in_namespace("list links", dump)
 
@@ -248,7 +218,7 @@ class Netlink:
 
         def dump() -> dict[str, Traffic]:
             links = self._route.get_links()
-            return {link.get_attr("IFLA_IFNAME"): _traffic(link) for link in links}
+            return {link.get_attr("IFLA_IFNAME"): link_traffic(link) for link in links}
 
         return self._in_namespace("count", dump)
 
@@ -396,31 +366,6 @@ class Netlink:
         self._route.link("set", index=_index(name), **fields)
 
 
-def _link_info(link: Any, names: dict[int, str]) -> LinkInfo:
-    details = link.get_attr("IFLA_LINKINFO")
-    return LinkInfo(
-        name=link.get_attr("IFLA_IFNAME"),
-        index=link["index"],
-        alias=link.get_attr("IFLA_IFALIAS") or "",
-        kind=(details.get_attr("IFLA_INFO_KIND") or "") if details else "",
-        master=names.get(link.get_attr("IFLA_MASTER") or 0),
-        mtu=link.get_attr("IFLA_MTU"),
-        up=bool(link["flags"] & _IFF_UP),
-        mac=link.get_attr("IFLA_ADDRESS") or "",
-    )
-
-
-def _traffic(link: Any) -> Traffic:
-    counted = link.get_attr("IFLA_STATS64")
-    return Traffic(
-        carrier=bool(link["flags"] & _IFF_LOWER_UP),
-        sent_packets=counted["tx_packets"],
-        sent_bytes=counted["tx_bytes"],
-        received_packets=counted["rx_packets"],
-        received_bytes=counted["rx_bytes"],
-    )
-
-
 def _index(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
@@ -434,8 +379,3 @@ def _write_sysctls(values: Mapping[str, str | int]) -> None:
         # Reading first spares hosts with a read-only /proc/sys that are already set up right.
         if target.read_text().strip() != str(value):
             target.write_text(str(value))
-
-
-def owned(links: Iterable[LinkInfo], alias: str) -> list[LinkInfo]:
-    """Those of ``links`` that carry exactly this ownership marker."""
-    return [link for link in links if link.alias == alias]
