@@ -85,7 +85,7 @@ def complete_link(incomplete: str) -> list[str]:
     """Links of the lab, ``A-B``."""
     try:
         links = pick_lab(os.environ.get("FABRIC_LAB")).spec.links
-    except Exception:
+    except Exception:  # as in complete_host
         return []
     return [link.label for link in links if link.label.startswith(incomplete)]
 
@@ -97,7 +97,7 @@ def complete_protocol(incomplete: str) -> list[str]:
     try:
         protocols = pick_lab(os.environ.get("FABRIC_LAB")).spec.topology().definitions
         names = [protocol.name for protocol in protocols.values()]
-    except Exception:
+    except Exception:  # as in complete_host
         names = list(PROTOCOL_NAMES.values())
     return [name for name in names if name.startswith(incomplete)]
 
