@@ -32,6 +32,17 @@ class Process:
             return None
         return cls(pid, ticks) if argument.encode() in line else None
 
+    @classmethod
+    def of_child(cls, pid: int) -> Self:
+        """A child that nobody has waited for; it may have ended, and is then not alive.
+
+        Raises ProcessLookupError when there is no such child.
+        """
+        fields = _stat(pid)
+        if fields is None:
+            raise ProcessLookupError(pid)
+        return cls(pid, int(fields[19]))
+
     def is_alive(self) -> bool:
         """Whether that very process still exists; a zombie has released everything it held."""
         return _start_ticks(self.pid) == self.start_ticks
@@ -43,9 +54,14 @@ def boot_id() -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in "ZX" else int(fields[19])
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What proc(5) says of a process, from its state on."""
     try:
         # The command name may contain anything, so count from its closing parenthesis.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])

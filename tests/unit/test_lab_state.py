@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -76,6 +77,15 @@ def test_recycled_process_id_is_never_hit() -> None:
     assert me is not None
     # SIGTERM to this very process would end the test run.
     assert processes.end(Process(me.pid, me.start_ticks + 1)) is False
+
+
+def test_child_that_ended_at_once_is_known_and_not_alive() -> None:
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still a zombie
+    assert not Process.of_child(child.pid).is_alive()
+    child.wait()
+    with pytest.raises(ProcessLookupError):
+        Process.of_child(child.pid)
 
 
 def test_lock_is_exclusive_and_leaves_no_directory(tmp_path: Path) -> None:
