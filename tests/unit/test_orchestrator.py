@@ -528,6 +528,36 @@ def test_closing_ends_everything_even_a_spawn_under_way() -> None:
     run(story())
 
 
+def test_a_client_that_gave_up_gets_no_guest() -> None:
+    async def story() -> None:
+        world = World()
+        world.guests.gate.clear()
+        limit = world.orchestrator.config.limits.held_seconds
+        world.miss(syn(port=1), syn(port=2))
+        await settle()
+        world.clock.now += limit - 1
+        world.miss(syn(port=2))  # this one still asks
+        world.orchestrator.sweep()
+        assert len(world.orchestrator.connections) == 2
+        world.clock.now += 1
+        world.orchestrator.sweep()
+        await settle()
+        (left,) = world.orchestrator.connections
+        assert left.flow is not None and left.flow.source_port == 2
+        refused = [e.fields for e in world.events.since(0) if e.name == "refused"]
+        assert [fields["cause"] for fields in refused] == ["abandoned"]
+        world.guests.gate.set()
+        await settle()
+        assert [told.connection for told in world.guests.configured] == [left.id]
+        world.clock.now += limit  # with a guest it is idleness that ends it
+        world.orchestrator.config = replace(world.orchestrator.config, idle_timeout=10 * limit)
+        world.orchestrator.sweep()
+        await settle()
+        assert len(world.orchestrator.connections) == 1
+
+    run(story())
+
+
 # -- a network that changes ------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fabric.host.guest import copies, template_keeper
 from fabric.host.guest.guests import Guest
 from fabric.host.guest.lifecycle import GuestState
 from fabric.host.guest.pool import wanted
+from fabric.host.guest.supply import WAKES_PER_CPU
 from fabric.host.guest.template import Ingredients, TemplateStore
 from fabric.host.journal import Journal
 from fabric.wire.control import Configure, Identify
@@ -312,6 +314,29 @@ def test_a_burst_is_served_in_order_of_arrival(tmp_path: Path) -> None:
         assert [name for name, _, _ in w.events].count("guest-ready") == 4
 
     run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared", minimum=4))
+
+
+def test_copies_are_made_for_requests_behind_those_that_came_before(tmp_path: Path) -> None:
+    """As many are ready-made as may wake up at once; the next request's copy is not even begun
+    before one of them is awake."""
+    ready_made = WAKES_PER_CPU * (os.cpu_count() or 1)
+
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared", ready_made)
+        w.hypervisor.log.clear()
+        w.hypervisor.may_wake.clear()
+        spawns = [asyncio.create_task(w.spawn(number)) for number in range(ready_made + 1)]
+        try:
+            await until(lambda: [n for n, _, _ in w.events].count("guest-claimed") == ready_made)
+            await asyncio.sleep(0.1)
+            assert "create" not in [verb for verb, _ in w.hypervisor.log]
+        finally:
+            w.hypervisor.may_wake.set()
+        guests = await asyncio.gather(*spawns)
+        assert [guest.tier for guest in guests] == ["prepared"] * ready_made + ["template"]
+
+    options = pooled("prepared", minimum=ready_made, maximum=ready_made)
+    run(tmp_path, scenario, templates=store(tmp_path), **options)
 
 
 def test_a_pool_is_filled_again(tmp_path: Path) -> None:

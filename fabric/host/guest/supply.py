@@ -102,7 +102,7 @@ class Supply:
                 if kind.name in pooled:
                     self._add_pooled(kind, copier, wakes, around)
             copies = asyncio.Semaphore(COPIES_PER_CPU * cpus)
-            self._tiers[TemplateTier.name] = TemplateTier(copier, copies)
+            self._tiers[TemplateTier.name] = TemplateTier(copier, copies, wakes)
         self._tiers[ColdTier.name] = self.cold
 
     def _add_pooled(
