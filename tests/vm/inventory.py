@@ -40,7 +40,7 @@ def inventory(lab: Lab) -> Counter[str]:
         found += _named(f"{name} file", _files(RUN / lab.name / name))
         found += _named(f"{name} process", _processes(lab.namespace(name)))
         found += _named(f"{name} orchestrator's descriptor", _descriptors(pid))
-        threads = len(os.listdir(f"/proc/{pid}/task"))
+        threads = sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
         found[f"{name} orchestrator's thread beyond its pools"] = max(0, threads - THREADS_AT_MOST)
     found["template's file"] = sum(1 for _ in Path("/dev/shm/fabric").rglob("*"))
     found["qemu"] = _emulators(lab)
