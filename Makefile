@@ -36,9 +36,10 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 soak: setup-test ## CONNECTIONS=1000 in SECONDS=1800 while things are killed by chance (SEED=1): nothing hangs, nothing stays
 	$(PYTHON) -m tests.vm.soak --connections $(CONNECTIONS) --seconds $(SECONDS) --seed $(SEED)
 
-bench: setup-test ## tables; spawning, memory, forwarding, blackouts beside references; hours
+bench: setup-test ## tables; spawning, rates, memory, forwarding, blackouts beside references; hours
 	$(PYTHON) -m tests.bench.tables
 	.venv/bin/fabric bench spawn
+	.venv/bin/fabric bench rate
 	.venv/bin/fabric bench memory
 	.venv/bin/fabric bench forward --profile
 	scripts/fetch.sh bench
