@@ -32,8 +32,7 @@ from fabric.host.config import HostConfig
 from fabric.host.faults import OnStep, Step, pass_by
 from fabric.host.guest.adoption import Adopter, Inheritance
 from fabric.host.guest.bundle import Bundle
-from fabric.host.guest.channel import Channel
-from fabric.host.guest.copies import PooledTier, impostor
+from fabric.host.guest.copies import PooledTier
 from fabric.host.guest.endings import Endings
 from fabric.host.guest.guest import (
     NO_CONNECTION,
@@ -43,6 +42,7 @@ from fabric.host.guest.guest import (
     milliseconds_since,
     phase,
 )
+from fabric.host.guest.hearing import Hearing
 from fabric.host.guest.lifecycle import GuestEvent, GuestState
 from fabric.host.guest.provision import Provisioner, SshKeys, SshProvisioner
 from fabric.host.guest.steps import Hooks, Steps
@@ -50,12 +50,11 @@ from fabric.host.guest.supply import Slots, Supply
 from fabric.host.guest.template import TemplateStore
 from fabric.host.guest.tiers import Instruct, Tier
 from fabric.host.identity import GuestIdentity, slot_of
-from fabric.host.journal import GUEST_KIND, Journal
+from fabric.host.journal import Journal
 from fabric.host.network.bridge_ports import BridgePorts
 from fabric.host.network.ping import Ping, ping
-from fabric.host.vmm.domain_xml import OwnerMark, mark_element
-from fabric.host.vmm.domains import DomainEvent, Hypervisor
-from fabric.wire.control import AgentEvent, Identified, Message
+from fabric.host.vmm.domains import Hypervisor
+from fabric.wire.control import Message
 
 if TYPE_CHECKING:
     from fabric.host.control.records import SavedConnection
@@ -64,9 +63,6 @@ _T = TypeVar("_T")
 
 THREADS_PER_CPU = 8
 """Threads for what blocks: boots, copies and wakes at once, and some."""
-
-AGENT_ERROR = "agent-error"
-"""Name of the event by which an agent says that it could not do what it was told."""
 
 __all__ = ["Guest", "GuestManager"]
 
@@ -116,6 +112,7 @@ class GuestManager:
         self._journal = journal or Journal(config.host_dir / "journal.jsonl")
         threads = THREADS_PER_CPU * (os.cpu_count() or 1)
         self._makers = ThreadPoolExecutor(threads, "fabric-spawn")
+        self._hearing = Hearing(self, self._emit, self._blame)
         keys = SshKeys(image.host_public_key, image.client_key)
         self._steps = steps = Steps(
             config,
@@ -126,7 +123,7 @@ class GuestManager:
             self._journal,
             provisioner or SshProvisioner(keys, bundle.data, self._makers),
             self._makers,
-            Hooks(self._emit, self._attach, self._listen, self.lose, self._step),
+            Hooks(self._emit, self._attach, self._hearing.listen, self.lose, self._step),
         )
         slots = Slots(self._maker, self._make, self.destroy, self._busy, self._notice)
         self._supply = Supply(steps, slots, templates, pooled, boots)
@@ -134,7 +131,6 @@ class GuestManager:
         self._serving = 0
         self._marking: set[asyncio.Task[None]] = set()
         self._guests: dict[int, Guest] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = asyncio.Lock()
         self._started = False
         self._closing = False
@@ -169,9 +165,8 @@ class GuestManager:
         async with self._starting:
             if self._started:
                 return Inheritance()
-            self._loop = asyncio.get_running_loop()
             self._journal.open()
-            await self._blocking(self._hypervisor.watch, self._on_domain_event)
+            await self._blocking(self._hypervisor.watch, self._hearing.watcher())
             inheritance = await Adopter(self._steps, self, self._ping).take_over(saved)
             self._started = True
             self._supply.start()
@@ -239,7 +234,7 @@ class GuestManager:
             return self._slot(connection, tier.name)
         guest.connection = connection
         self._emit("guest-claimed", guest, tier=tier.name, uuid=guest.uuid)
-        self._background(self._remark(guest))
+        self._background(self._steps.remark(guest))
         return guest
 
     def _slot(self, connection: int, tier: str) -> Guest:
@@ -301,20 +296,11 @@ class GuestManager:
         self._emit("guest-kept-ready", guest, tier=tier.name, phases=dict(guest.phases))
         return guest
 
-    async def _remark(self, guest: Guest) -> None:
-        """Behind the request: journal and domain name the connection, too."""
-        identity = guest.identity
-        mark = OwnerMark(
-            identity.lab, identity.host, guest.index, guest.connection, time.time_ns() // 1000
-        )
-        label = f"{guest.connection:016x}"
-        with contextlib.suppress(FabricError):  # it ended meanwhile
-            note = functools.partial(self._journal.intend, connection=label)
-            await self._blocking(note, GUEST_KIND, guest.name)
-            await self._blocking(self._hypervisor.assign, guest.name, mark_element(mark))
-
     def _busy(self) -> bool:
         return self._serving > 0
+
+    def _blame(self, guest: Guest, why: str) -> None:
+        self._supply.blame(guest, why)
 
     def _notice(self, name: str, fields: dict[str, Any]) -> None:
         self.on_notice(name, fields)
@@ -324,57 +310,7 @@ class GuestManager:
         self._marking.add(task)
         task.add_done_callback(self._marking.discard)
 
-    # -- what guests do by themselves --------------------------------------------------------------
-
-    async def _listen(self, guest: Guest, channel: Channel) -> None:
-        reason = "its control channel ended"
-        try:
-            async for message in channel.messages():
-                self._hear(guest, message)
-        except AgentLost as exc:
-            reason = exc.message
-        self.lose(guest, reason)
-
-    def _hear(self, guest: Guest, message: Message) -> None:
-        if isinstance(message, Identified):
-            self._identified(guest, message)
-        if not guest.hear(message):
-            if isinstance(message, AgentEvent) and message.name == AGENT_ERROR:
-                self._refused(guest, message)
-            self.on_message(guest, message)
-
-    def _identified(self, guest: Guest, said: Identified) -> None:
-        """A copy shows who it became, behind its first packet."""
-        if why := impostor(guest, said):
-            self._supply.blame(guest, why)
-            self.lose(guest, why)
-            return
-        guest.sample = said.sample
-        fields = {"mac": said.mac, "address": said.address, "sample": said.sample}
-        self._emit("guest-identified", guest, **fields, host_key=said.host_key)
-
-    def _refused(self, guest: Guest, error: AgentEvent) -> None:
-        """An agent that cannot use its configuration will never be ready: do not wait for it."""
-        if not guest.said_ready.done():
-            self.lose(guest, f"its agent refused the configuration: {error.fields}")
-
-    def _on_domain_event(self, event: DomainEvent, name: str, uuid: str) -> None:
-        """On a thread of the hypervisor's."""
-        if event is not DomainEvent.STARTED and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop may have ended meanwhile
-                self._loop.call_soon_threadsafe(self._on_stopped, event, name, uuid)
-
-    def _on_stopped(self, event: DomainEvent, name: str, uuid: str) -> None:
-        if event is DomainEvent.RECONNECTED:
-            # Stops in between went unseen, but their channels ended: nothing to do.
-            self.on_notice("libvirt-reconnected", {})
-            return
-        for guest in self.guests():
-            # The news may be of the domain that had this slot before.
-            if guest.name == name and guest.uuid == uuid:
-                self.lose(guest, "its domain stopped")
-            elif guest.name == name and not guest.uuid:
-                guest.stops.add(uuid)
+    # -- loss -------------------------------------------------------------------------------------
 
     def lose(self, guest: Guest, reason: str) -> None:
         """It died, or is as good as dead: end it, and tell whom it serves. Late news is fine."""

@@ -8,13 +8,15 @@ May import: errors, wire.control, and its neighbours in host. Which steps in whi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from fabric.errors import AgentLost
+from fabric.errors import AgentLost, FabricError
 from fabric.host.config import HostConfig
 from fabric.host.faults import OnStep, Step
 from fabric.host.guest.channel import Channel
@@ -24,7 +26,7 @@ from fabric.host.guest.provision import Provisioner
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import GUEST_KIND, Journal
 from fabric.host.network.bridge_ports import BridgePorts
-from fabric.host.vmm.domain_xml import DomainSpec, render
+from fabric.host.vmm.domain_xml import DomainSpec, OwnerMark, mark_element, render
 from fabric.host.vmm.domains import DomainHandle, Hypervisor
 
 _T = TypeVar("_T")
@@ -142,6 +144,18 @@ class Steps:
                 f"{guest.name}: no word from the agent within {deadline:g} s; "
                 f"its log ends: {words or '(nothing)'}"
             ) from exc
+
+    async def remark(self, guest: Guest) -> None:
+        """Behind the request: journal and domain of a claimed guest name the connection, too."""
+        identity = guest.identity
+        mark = OwnerMark(
+            identity.lab, identity.host, guest.index, guest.connection, time.time_ns() // 1000
+        )
+        label = f"{guest.connection:016x}"
+        with contextlib.suppress(FabricError):  # it ended meanwhile
+            note = functools.partial(self.journal.intend, connection=label)
+            await self.blocking(note, GUEST_KIND, guest.name)
+            await self.blocking(self.hypervisor.assign, guest.name, mark_element(mark))
 
     async def blocking(self, call: Callable[..., _T], *arguments: Any) -> _T:
         """Run ``call`` in a thread of the pool."""
