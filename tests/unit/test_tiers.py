@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fabric.host.config import PoolConfig
-from fabric.host.guest import copies, template_keeper
+from fabric.host.guest import copies, pool, template_keeper
 from fabric.host.guest.guests import Guest
 from fabric.host.guest.lifecycle import GuestState
 from fabric.host.guest.pool import wanted
@@ -412,6 +412,29 @@ def test_a_pool_is_sized_by_demand_within_its_limits_and_by_memory(
 ) -> None:
     config = PoolConfig(minimum=2, maximum=8, memory_floor_mib=512)
     assert wanted(config, demand, memory_mib) == count
+
+
+def test_a_pool_is_drained_while_memory_is_short_and_requests_are_still_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "LOOK_AGAIN", 0.02)
+    available = [4096]
+
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared", 2)
+        available[0] = 511
+        await until(lambda: w.manager.kept_ready()["prepared"] == 0)
+        await until(lambda: not w.hypervisor.domains)
+        short = [fields for name, fields in w.notices if name == "memory-short"]
+        assert short == [{"available_mib": 511, "floor_mib": 512, "kept_ready": 2}]
+        assert (await w.spawn()).tier == "template"
+        available[0] = 512
+        await kept(w, "prepared", 2)
+        assert [name for name, _ in w.notices][-1] == "memory-back"
+
+    options = pooled("prepared", minimum=2, maximum=2, memory_floor_mib=512)
+    memory = partial(available.__getitem__, 0)
+    run(tmp_path, scenario, templates=store(tmp_path), memory=memory, **options)
 
 
 def test_a_host_says_what_it_prepares_until_it_can_give_guests(tmp_path: Path) -> None:

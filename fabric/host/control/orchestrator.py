@@ -115,7 +115,9 @@ class Orchestrator:
         """Admit the connection and start its guest; refuse the packet when that cannot be."""
         try:
             if self.config.spawning:
-                self._admission.admit(self._guests.alive(), self.clock.monotonic())
+                guests = self._guests
+                available = guests.memory_available_mib()
+                self._admission.admit(guests.alive(), available, self.clock.monotonic())
         except CapacityExceeded as exc:
             if held is not None:
                 self.refuse(connection, held, "capacity", exc.message, limit=exc.limit)
