@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from fabric.host.config import PoolConfig
 from fabric.host.guest import copies, pool, template_keeper
 from fabric.host.guest.guests import Guest
+from fabric.host.guest.ingredients import Ingredients
 from fabric.host.guest.lifecycle import GuestState
 from fabric.host.guest.pool import wanted
 from fabric.host.guest.supply import WAKES_PER_CPU
-from fabric.host.guest.template import Ingredients, TemplateStore
+from fabric.host.guest.template import TemplateStore
+from fabric.host.guest.template_archive import TemplateArchive
 from fabric.host.journal import Journal
 from fabric.wire.control import Configure, Identify
 from tests.unit.guest_samples import configure
@@ -464,3 +467,64 @@ def test_a_host_whose_guests_boot_prepares_nothing(tmp_path: Path) -> None:
         assert w.manager.preparing() == ""
 
     run(tmp_path, scenario)
+
+
+# -- templates after a reboot ----------------------------------------------------------------------
+
+
+def archived(directory: Path) -> TemplateStore:
+    archive = TemplateArchive(directory / "state")
+    return TemplateStore(directory / "templates", MADE_OF, archive)
+
+
+def test_after_a_reboot_no_guest_boots_for_the_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_keeper, "COPY_DELAY", 0.0)
+
+    async def first(w: World) -> None:
+        await ready(w)
+        await until((tmp_path / "state" / MADE_OF.key).exists)
+
+    run(tmp_path, first, templates=archived(tmp_path))
+    shutil.rmtree(tmp_path / "templates")
+
+    async def second(w: World) -> None:
+        await ready(w)
+        assert [name for name, _ in w.notices] == ["template-restored", "template-ready"]
+        assert not w.agents.pushed, "nothing booted"
+        assert (await w.spawn()).tier == "template"
+
+    run(tmp_path, second, templates=archived(tmp_path))
+
+
+def test_a_template_that_went_bad_is_not_restored_but_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_keeper, "COPY_DELAY", 0.0)
+
+    async def scenario(w: World) -> None:
+        await ready(w)
+        await until((tmp_path / "state" / MADE_OF.key).exists)
+        found = archived(tmp_path).find()
+        assert found is not None
+        found.memory.unlink()
+        assert (await w.spawn()).tier == "cold"
+        await ready(w, 2)
+        assert "template-restored" not in [name for name, _ in w.notices]
+
+    run(tmp_path, scenario, templates=archived(tmp_path))
+
+
+def test_a_copy_that_cannot_be_written_costs_an_event_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_keeper, "COPY_DELAY", 0.0)
+    (tmp_path / "state").write_text("not a directory")
+
+    async def scenario(w: World) -> None:
+        await ready(w)
+        await until(lambda: "template-not-kept" in [name for name, _ in w.notices])
+        assert (await w.spawn()).tier == "template"
+
+    run(tmp_path, scenario, templates=archived(tmp_path))
