@@ -29,7 +29,7 @@ from fabric.host.events import EventLog
 from fabric.routing.policy import ApplicationFacts, Policy
 from fabric.routing.protocols import compute_table
 from fabric.routing.topology import Link, Node, Topology
-from fabric.wire.control import Configure, Ready
+from fabric.wire.control import AgentEvent, Configure, Ready
 from fabric.wire.inner import parse_flow
 from fabric.wire.packet import FLAG_REPLY, PAYLOAD_ANNOUNCE, PAYLOAD_IPV4, Header, Packet
 
@@ -527,6 +527,50 @@ def test_late_segments_of_a_closed_connection_boot_no_guest() -> None:
         assert world.events.counts["late-packet"] == 1
         world.miss(syn())
         assert len(world.orchestrator.connections) == 1, "a SYN begins anew on the same ports"
+
+    run(story())
+
+
+def test_an_announcement_behind_its_connections_end_boots_no_guest() -> None:
+    """A host further up announces again when paths change, and may not know of the end yet."""
+
+    async def story() -> None:
+        ingress, world = World(1), World(2, idle_timeout=30)
+        ingress.miss(syn())
+        packet, _ = ingress.datapath.sent[0]
+        world.intake.on_underlay([(packet.encode(), "172.31.0.0")])
+        await settle()
+        world.only().closing = True
+        world.clock.now += CLOSING_LINGER
+        world.orchestrator.sweep()
+        await settle()
+        passed_on = len(world.datapath.sent)
+        world.intake.on_underlay([(packet.encode(), "172.31.0.0")])
+        assert len(world.orchestrator.connections) == 0
+        assert len(world.datapath.sent) == passed_on
+        assert world.events.counts["late-packet"] == 1
+
+    run(story())
+
+
+def test_only_packets_keep_a_connection_from_being_idle() -> None:
+    """Not what its agent tells of the network: in a storm of link changes idle guests would stay
+    for ever."""
+
+    async def story() -> None:
+        world = World(idle_timeout=2 * OPENING_PATIENCE)
+        world.miss(syn())
+        await settle()
+        guest = world.only().guest
+        assert guest is not None
+        world.clock.now += 2 * OPENING_PATIENCE - 1
+        avoided = AgentEvent("neighbours-avoided", {}, 0)
+        world.orchestrator.messages.on_message(guest, avoided)
+        assert "neighbours-avoided" in world.names()
+        world.clock.now += 1
+        world.orchestrator.sweep()
+        await settle()
+        assert len(world.orchestrator.connections) == 0
 
     run(story())
 

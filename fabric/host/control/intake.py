@@ -158,6 +158,10 @@ class Intake:
         if told is None:
             self._events.counts["malformed-datagram"] += 1
             return
+        if connection is None and self._lives.connections.said_goodbye(packet.header.connection):
+            # A host further up learned of another path before it learned of the end.
+            self._events.counts["late-packet"] += 1
+            return
         if connection is None:
             connection = self._announced(packet, upstream, told)
         elif told.again:

@@ -71,7 +71,6 @@ class GuestMessages:
             for line in message.traces:
                 self._on_trace(connection, line)
         elif isinstance(message, AgentEvent):
-            connection.last_active = self._clock.monotonic()
             self._events.emit(
                 message.name, connection.label, **{"guest": guest.name, **message.fields}
             )
