@@ -58,7 +58,7 @@ def reboot(where: Lab) -> None:
         if not line.startswith(" "):
             name = line.split()[1].rstrip(":").partition("@")[0]
         elif f"fabric:{where.name}:" in line:
-            subprocess.run(["ip", "link", "delete", name], check=False)
+            subprocess.run(["ip", "link", "delete", name], capture_output=True)
     shutil.rmtree(template)
     for path in (RUN / where.name).rglob("*"):
         if path.is_file() and boot_id() in (text := path.read_text(errors="replace")):
