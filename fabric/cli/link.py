@@ -103,7 +103,10 @@ def show(
     if output is Format.JSON:
         emit_json(found)
         return
-    columns = ("LINK", "DELAY", "JITTER", "RATE", "LOSS", "STATE", "END", "CARRIER", "SENT", "LOST")
+    columns = (
+        *("LINK", "DELAY", "JITTER", "RATE", "LOSS", "STATE"),
+        *("END", "CARRIER", "HEARD", "RTT", "SENT", "LOST"),
+    )
     emit_table(columns, (row for each in found for row in _rows(each)), empty="no links")
 
 
@@ -151,8 +154,16 @@ def _rows(each: dict[str, Any]) -> list[tuple[Any, ...]]:
     for end, left in zip(each["ends"], ([each["link"], *shown], [""] * 6), strict=True):
         carrier = "yes" if end["carrier"] else "no"
         counted = (end.get("sent_packets"), end.get("lost_packets"))
-        rows.append((*left, end["host"], carrier, *counted))
+        rows.append((*left, end["host"], carrier, *_heard(end.get("measured")), *counted))
     return rows
+
+
+def _heard(measured: dict[str, Any] | None) -> tuple[str, str]:
+    """What the watch at this end says of the neighbour, and the round trip."""
+    if measured is None:
+        return "-", "-"
+    rtt = measured["rtt_us"]
+    return measured["state"], "-" if rtt is None else f"{rtt / 1000:.2f} ms"
 
 
 def _beside(now: str, wanted: str) -> str:

@@ -99,6 +99,8 @@ class LinkView(BaseModel):
     least_us: int | None
     jitter_us: int | None
     loss: float | None
+    used_bps: int | None
+    available_bps: int | None
     interval_us: int
     detection_us: int
     published: dict[str, Any]

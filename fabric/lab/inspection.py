@@ -89,6 +89,9 @@ def inspect_links(lab: LabState, world: World) -> list[dict[str, Any]]:
         host.host: world.netlink(names.namespace_name(lab.spec.name, host.host)).traffic()
         for host in lab.spec.hosts
     }
+    measured = {
+        (host.host, link["address"]): link for host in lab.spec.hosts for link in _watched(host)
+    }
     found = []
     for link in lab.spec.links:
         ends = [(end, counted[end.host].get(end.interface)) for end in (link.a, link.b)]
@@ -102,10 +105,22 @@ def inspect_links(lab: LabState, world: World) -> list[dict[str, Any]]:
                 "now": lab.standing(link).to_json(),
                 "changed": link.number in lab.standings,
                 "cut": link.number in lab.cuts,
-                "ends": [_end(end, here, there) for (end, here), (_, there) in ways],
+                "ends": [
+                    {**_end(end, here, there), "measured": measured.get((end.host, far.address))}
+                    for (end, here), (far, there) in zip(*ways, strict=True)
+                ],
             }
         )
     return found
+
+
+def _watched(host: HostConfig) -> list[dict[str, Any]]:
+    """What a host's link watch says; nothing when nobody answers."""
+    try:
+        answer = HostClient(host.host, host.api_socket).get("/v1/links")
+    except FabricError:
+        return []
+    return list(answer["links"])
 
 
 def _end(end: End, here: Traffic | None, there: Traffic | None) -> dict[str, Any]:

@@ -300,13 +300,23 @@ def test_what_others_say_of_oneself_is_not_believed() -> None:
     run(story())
 
 
-def test_a_report_that_is_gone_leaves_what_is_configured() -> None:
+def test_a_host_that_left_carries_nothing_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology_keeper, "CONVERGENCE", 3 * SETTLE)
+
     async def story() -> None:
         kept = Kept()
-        kept.keeper.on_reports([NodeReport(2, {2: LinkReport(latency_us=90_000)})])
+        word = NodeReport(2, {1: LinkReport(), 2: LinkReport()})
+        kept.keeper.on_reports([word])
         await asyncio.sleep(2 * SETTLE)
-        kept.keeper.on_reports([], gone=[2])
         assert kept.keeper.topology == square()
+        kept.keeper.on_reports([], gone=[2, 3])  # of 3 nobody ever heard
+        await asyncio.sleep(6 * SETTLE)
+        assert [hop.node for hop in kept.keeper.table.lookup(4, SHORTEST)] == [3]
+        assert kept.keeper.table.lookup(2, SHORTEST) == ()
+        kept.keeper.on_reports([word])
+        await asyncio.sleep(2 * SETTLE)
+        assert [hop.node for hop in kept.keeper.table.lookup(4, SHORTEST)] == [2, 3]
+        kept.keeper.close()
 
     run(story())
 

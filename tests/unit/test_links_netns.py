@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 ADDRESSES = ("172.31.0.0", "172.31.0.1")
 KEY = b"notakey!"
 LIVENESS = LivenessConfig(slow_ms=60, fast_ms=30, steady_ms=300)
+BANDWIDTH = 1_000_000_000
 PATIENCE = 20.0
 """Seconds until what must happen has to have happened; all of it takes well below one."""
 
@@ -104,7 +105,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[Watched, Watched]]:
     names = [f"fabt-{mark}-{n}" for n in (1, 2)]
     topology = Topology(
         (Node(1, "h1"), Node(2, "h2")),
-        (Link(1, 2, a_address=ADDRESSES[0], b_address=ADDRESSES[1]),),
+        (Link(1, 2, a_address=ADDRESSES[0], b_address=ADDRESSES[1], bandwidth_bps=BANDWIDTH),),
     )
     with contextlib.ExitStack() as stack:
         hosts = []
@@ -169,6 +170,23 @@ def test_a_link_is_measured(watched: tuple[Watched, Watched]) -> None:
     assert 0 <= link["delay_us"] < 1_000_000
     assert link["loss"] < 0.5
     assert link["refused"] == 0
+
+
+def test_what_goes_over_a_link_is_not_available(watched: tuple[Watched, Watched]) -> None:
+    idle = watched[0].until(lambda link: link["used_bps"] is not None)
+    assert idle["used_bps"] < 1_000_000
+    assert idle["available_bps"] == BANDWIDTH - idle["used_bps"]
+
+    def pour() -> None:
+        end = time.monotonic() + 2.5
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+            while time.monotonic() < end:
+                source.sendto(bytes(1400), (ADDRESSES[0], 9))
+                time.sleep(0.001)
+
+    watched[1].inside.call(pour)  # at most 11.2 Mbit/s
+    busy = watched[0].until(lambda link: link["used_bps"] > 2_000_000)
+    assert busy["available_bps"] == BANDWIDTH - busy["used_bps"]
 
 
 def test_a_silent_cut_is_noticed_at_both_ends_and_so_is_its_end(

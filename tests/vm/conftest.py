@@ -29,6 +29,8 @@ def lab(name: str, text: str, directory: Path, *options: str) -> Iterator[Lab]:
     file.write_text(re.sub(r"^name: .*", f"name: {name}", text, flags=re.MULTILINE))
     shutil.copy(WEB_SERVER, directory)
     made = Lab(name, file, options)
+    # Of a run that was cut off; one that is up stays, and is a conflict.
+    subprocess.run([FABRIC, "gc", "--lab", name], check=True, timeout=300, capture_output=True)
     try:
         made.up()
         yield made

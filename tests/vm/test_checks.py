@@ -96,10 +96,10 @@ def test_an_interrupted_check_restores_the_link(checked: Lab) -> None:
 
 
 def test_a_link_changes_under_a_running_connection_and_up_goes_back(checked: Lab) -> None:
-    with checked.start("h1", "ping", "-n", "-i", "0.2", "-c", "25", "h4", need="low-latency") as p:
+    with checked.start("h1", "ping", "-n", "-i", "0.2", "-c", "60", "h4", need="low-latency") as p:
         wait_for("its first answer", lambda: b"time=" in p.stdout.readline(), 60)
         checked.fabric("link", "set", "h2-h4", "--delay", "60ms")
-        text = p.communicate(timeout=60)[0].decode()
+        text = p.communicate(timeout=90)[0].decode()
     rtts = [float(rtt) for rtt in re.findall(r"time=([\d.]+)", text)]
     assert " 0% packet loss" in text, text
     # It is felt, then measured, and then low-latency leaves that link.

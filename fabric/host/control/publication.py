@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Iterator
 
 from fabric.errors import FabricError
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 LINKS = "links/"
 RETRY = 1.0
 """Seconds until a value that could not be put is tried again."""
+RETURN = 20.0
+"""Seconds a store that was lost has to be whole again: whoever is not in it then has left."""
 
 
 class Publication:
@@ -34,6 +37,9 @@ class Publication:
         self._news = asyncio.Event()
         self._refused: dict[str, bytes] = {}
         """Values of others that make no report: told once."""
+        self._latest: list[NodeReport] = []
+        self._whole_at = 0.0
+        """When absence from the store means something, by the loop's clock."""
         keeper.publish = lambda _report: self._news.set()
 
     async def run(self) -> None:
@@ -43,14 +49,24 @@ class Publication:
             async for state in self._store.watch():
                 if state is None:
                     self._keeper.share(False)
+                    self._whole_at = math.inf
                     continue
-                reports = list(self._reports(state))
-                gone = self._keeper.reports.keys() - {report.node for report in reports}
-                self._keeper.on_reports(reports, gone)
+                if self._whole_at == math.inf:
+                    loop = asyncio.get_running_loop()
+                    self._whole_at = loop.time() + RETURN
+                    loop.call_at(self._whole_at, self._hear)
+                self._latest = list(self._reports(state))
+                self._hear()
                 self._keeper.share(True)
         finally:
             telling.cancel()
             await self._store.close()
+
+    def _hear(self) -> None:
+        whole = asyncio.get_running_loop().time() >= self._whole_at
+        said = {report.node for report in self._latest}
+        gone = self._keeper.reports.keys() - said if whole else ()
+        self._keeper.on_reports(self._latest, gone)
 
     async def _tell(self) -> None:
         while True:

@@ -119,7 +119,8 @@ class TopologyKeeper:
         self._events.emit("links-unwatched")
 
     def on_reports(self, reports: Iterable[NodeReport], gone: Iterable[int] = ()) -> None:
-        """Others' reports are new, or ``gone``. Of oneself nobody else knows better."""
+        """Others' reports are new, or ``gone``: a host that had something to say and is silent now
+        opens no connections, whatever its links are like. Of oneself nobody else knows better."""
         changed = False
         for report in reports:
             before = self._reports.get(report.node)
@@ -128,7 +129,10 @@ class TopologyKeeper:
                 self._note_far(report, before)
                 changed = True
         for node in gone:
-            if node != self._node and self._reports.pop(node, None) is not None:
+            before = self._reports.get(node)
+            if node != self._node and before is not None and before != (left := _left(before)):
+                self._reports[node] = left
+                self._note_far(left, before)
                 changed = True
         if changed:
             self._recompute_soon()
@@ -212,6 +216,11 @@ class TopologyKeeper:
         for timer in (self._due, *self._repaired.values()):
             if timer is not None:
                 timer.cancel()
+
+
+def _left(report: NodeReport) -> NodeReport:
+    """What is to be thought of a host that said this, and then left."""
+    return NodeReport(report.node, dict.fromkeys(report.links, LinkReport(up=False)))
 
 
 def table_version(topology: Topology) -> int:

@@ -153,6 +153,9 @@ class LinkWatch:
             self._notify(tuple(each for each in audience.addresses if each not in known))
 
     def _report(self) -> None:
+        if monotonic_us() - self._reported_at_us >= REPORT_US:
+            for prober in self._probers.values():
+                prober.look()
         self._reported_at_us = monotonic_us()
         if self._listeners:
             line = self._line()

@@ -10,6 +10,7 @@ import errno
 import socket
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from struct import Struct
 from typing import Any
 
@@ -61,6 +62,10 @@ class Standing:
     least_us: int | None
     jitter_us: int | None
     loss: float | None
+    used_bps: int | None
+    """What went over the link in the last second, in the direction that carried more."""
+    available_bps: int | None
+    """What that leaves of the bandwidth in the topology (RFC 8570, section 4.6), if it has one."""
     interval_us: int
     detection_us: int
     probes_in: int
@@ -107,6 +112,10 @@ class Prober:
         self._in = self._out = self._refused = 0
         self._heard_sent_at_us = self._heard_at_us = 0
         self._told = (timing.slow_us, timing.slow_us)
+        self._statistics = Path(f"/sys/class/net/{interface}/statistics")
+        self._octets: tuple[int, int, int] | None = None
+        """(when, sent, received) at the last look."""
+        self._used_bps: int | None = None
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -153,6 +162,27 @@ class Prober:
             self._session.lose_carrier(monotonic_us())
         return self._judge(monotonic_us())
 
+    def look(self) -> None:
+        """See what went over the link since the last look; about once a second."""
+        now = monotonic_us()
+        try:
+            sent, received = (
+                int((self._statistics / f"{way}_bytes").read_text()) for way in ("tx", "rx")
+            )
+        except (OSError, ValueError):
+            self._octets = self._used_bps = None
+            return
+        before, self._octets = self._octets, (now, sent, received)
+        if before is not None and now > before[0]:
+            octets = max(sent - before[1], received - before[2])
+            self._used_bps = max(0, octets) * 8_000_000 // (now - before[0])
+
+    def _available_bps(self) -> int | None:
+        bandwidth = self.neighbour.link.bandwidth_bps
+        if self._used_bps is None or not bandwidth:
+            return None
+        return max(0, bandwidth - self._used_bps)
+
     def due(self) -> int:
         """When :meth:`tick` wants to be called, µs of the monotonic clock."""
         if not self._carrier:
@@ -176,6 +206,8 @@ class Prober:
             least_us=quality.least_us,
             jitter_us=quality.jitter_us,
             loss=quality.loss,
+            used_bps=self._used_bps,
+            available_bps=self._available_bps(),
             interval_us=self._told[0],
             detection_us=session.detection_us,
             probes_in=self._in,

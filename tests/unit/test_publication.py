@@ -1,0 +1,96 @@
+"""Reports through a store: who hears of whom, and what a lost store costs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import pytest
+
+from fabric.host.control import publication, topology_keeper
+from fabric.host.control.publication import Publication
+from fabric.host.store.memory import MemoryStore, Place
+from tests.unit.test_link_state import SHORTEST, Kept, standing
+
+PATIENCE = 5.0
+
+
+class Member:
+    """One host with a session of its own."""
+
+    def __init__(self, place: Place, node: int) -> None:
+        self.kept = Kept(node)
+        self.kept.keeper.share(False)
+        self.store = MemoryStore(place)
+        self.publication = Publication(self.kept.keeper, self.store, self.kept.events)
+        self.task = asyncio.create_task(self.publication.run())
+
+    def hops(self, to: int) -> list[int]:
+        return [hop.node for hop in self.kept.keeper.table.lookup(to, SHORTEST)]
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self.kept.keeper.close()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+def test_a_word_reaches_the_others_and_a_lost_store_freezes_what_was_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topology_keeper, "CONVERGENCE", 0.05)
+    monkeypatch.setattr(publication, "RETURN", 0.3)
+
+    async def story() -> None:
+        place = Place()
+        one, two, four = (Member(place, node) for node in (1, 2, 4))
+        for member in (one, two, four):
+            member.kept.hear(standing(1), standing(2))
+        await until(lambda: one.kept.keeper.reports.keys() == {1, 2, 4})
+        assert one.hops(4) == [2, 3]
+        two.kept.hear(standing(1), standing(2, up=False))
+        await until(lambda: one.hops(4) == [3])
+        place.lose()
+        await until(lambda: "store-lost" in one.kept.names()[-1:])
+        two.kept.hear(standing(1), standing(2))
+        four.kept.hear(standing(1, up=False), standing(2, up=False))
+        await asyncio.sleep(0.1)
+        assert one.hops(4) == [3]
+        # It comes back empty: everybody says its word again, and nobody counts as gone meanwhile.
+        place.values.clear()
+        four.kept.hear(standing(1), standing(2))
+        place.lose(False)
+        for member in (one, two, four):
+            await member.store.put(
+                f"links/{member.kept.keeper.report.node}",
+                json.dumps(member.kept.keeper.report.to_json()).encode(),
+            )
+        await until(lambda: one.hops(4) == [2, 3])
+        await two.leave()
+        await until(lambda: one.hops(4) == [3])
+        await one.leave()
+        await four.leave()
+
+    asyncio.run(story())
+
+
+def test_what_is_no_report_is_told_once_and_harms_nobody() -> None:
+    async def story() -> None:
+        place = Place()
+        one, other = Member(place, 1), MemoryStore(place)
+        await other.put("links/3", b"not json")
+        await other.put("links/2", b'{"node": 2, "links": {"2": {"up": false}}}')
+        await other.put("elsewhere", b"{}")
+        await until(lambda: one.hops(4) == [3])
+        await other.put("elsewhere", b"again")
+        await asyncio.sleep(0.05)
+        assert one.kept.names().count("report-refused") == 1
+        await one.leave()
+
+    asyncio.run(story())
