@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import random
 import signal
@@ -86,14 +87,18 @@ class Soak:
         self.digests: dict[str, str] = {}
         self.clients: list[Client] = []
 
-    def run(self, connections: int, seconds: float, kills: int) -> Report:
-        """``connections`` begin, evenly, within ``seconds``; ``kills`` fall among them."""
+    def run(self, connections: int, seconds: float, kills: int, at_most: float) -> Report:
+        """``connections`` begin, evenly, within ``seconds`` or as fast as they are served, but none
+        after ``at_most`` seconds; ``kills`` fall among them."""
         self.fetch_all(2 * POOL)  # pools of threads and caches have their size
         before = self.settled(None)
         self.log(f"at rest: {sum(before.values())} things of {len(before)} kinds")
         fatal = set(self.chance.sample(range(connections), min(kills, connections)))
         start = time.monotonic()
         for number in range(connections):
+            if time.monotonic() - start > at_most:
+                self.log(f"{connections - number} connections not begun: {at_most:g} s are over")
+                break
             while time.monotonic() < start + number * seconds / connections:
                 self.reap()
                 time.sleep(0.05)
@@ -244,9 +249,15 @@ class Soak:
 
 
 def soak(
-    where: Lab, place: Path, connections: int, seconds: float, seed: int, kills: int
+    where: Lab,
+    place: Path,
+    connections: int,
+    seconds: float,
+    seed: int,
+    kills: int,
+    at_most: float = math.inf,
 ) -> Report:
-    """Run it on a lab that is up; prints its log."""
+    """Run it on a lab that is up; prints its log. See :meth:`Soak.run`."""
     served = place / "served"
     served.mkdir()
     work = Soak(where, place, seed, lambda line: print(line, flush=True))
@@ -260,7 +271,7 @@ def soak(
         where.server("h2", *command, ready=where.listens("h2", PORT)),
         where.server("h3", *command, ready=where.listens("h3", PORT)),
     ):
-        report = work.run(connections, seconds, kills)
+        report = work.run(connections, seconds, kills, at_most)
     took = sorted(report.took)
     print(f"outcomes {dict(report.outcomes)}; kills {dict(report.kills)}")
     print(f"a client took {took[len(took) // 2]:.1f} s (median), {took[-1]:.1f} s at most")
@@ -274,14 +285,18 @@ def main() -> int:
     words.add_argument("--connections", type=int, default=1000)
     words.add_argument("--seconds", type=float, default=1800.0)
     words.add_argument("--seed", type=int, default=1)
+    words.add_argument("--at-most", type=float, default=math.inf, help="begin none after, s")
     words.add_argument("--kills", type=int, default=0, help="0: one for twenty connections")
     given = words.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the lab is taken down
     kills = given.kills or max(1, given.connections // 20)
     print(f"seed {given.seed}: {given.connections} connections, {kills} kills, {given.seconds:g} s")
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
         place = Path(directory)
         with lab("soak", TOPOLOGY, place, "--idle-timeout", "10") as made:
-            report = soak(made, place, given.connections, given.seconds, given.seed, kills)
+            report = soak(
+                made, place, given.connections, given.seconds, given.seed, kills, given.at_most
+            )
     print("leaks:", dict(report.leaks) or "none")
     return 1 if report.wrong or report.leaks else 0
 
