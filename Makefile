@@ -1,6 +1,9 @@
 # The commands of this repository. `make demo` and `make test` need nothing but root and Debian.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test image demo test test-tiers check bench clean
+.PHONY: help setup setup-test image demo test test-tiers check soak bench clean
+CONNECTIONS ?= 1000
+SECONDS ?= 1800
+SEED ?= 1
 PYTHON := .venv/bin/python
 
 help: ## this list
@@ -30,9 +33,13 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/mypy
 	$(PYTHON) -m pytest -q -n auto tests/unit tests/sim tests/bench -m "not root and not vm and not exhaustive"
 
-bench: setup-test ## tables; spawning, memory, forwarding, blackouts beside references; hours
+soak: setup-test ## CONNECTIONS=1000 in SECONDS=1800 while things are killed by chance (SEED=1): nothing hangs, nothing stays
+	$(PYTHON) -m tests.vm.soak --connections $(CONNECTIONS) --seconds $(SECONDS) --seed $(SEED)
+
+bench: setup-test ## tables; spawning, rates, memory, forwarding, blackouts beside references; hours
 	$(PYTHON) -m tests.bench.tables
 	.venv/bin/fabric bench spawn
+	.venv/bin/fabric bench rate
 	.venv/bin/fabric bench memory
 	.venv/bin/fabric bench forward --profile
 	scripts/fetch.sh bench

@@ -147,6 +147,36 @@ def memory(
     emit_table(tables.MEMORY_COLUMNS, tables.memory_rows(results), empty="nothing was measured")
 
 
+@app.command(epilog="Example: fabric bench rate --rate 0.5,1,2 --seconds 60 -o json")
+def rate(
+    rate: Annotated[
+        str, typer.Option(help="Connections offered per second, one figure each, by commas.")
+    ] = "0.5,1,2",
+    seconds: Annotated[
+        float, typer.Option(min=1, max=120, help="That each rate is offered for.")
+    ] = 60.0,
+    tier: Annotated[str, typer.Option(help="Where guests come from.")] = "prepared",
+    hops: Annotated[int, typer.Option(min=1, max=4, help="Links to the destination.")] = 1,
+    pool: Annotated[int, typer.Option(min=0, max=64, help="Guests each host keeps ready.")] = 16,
+    name: NameOption = "bench",
+    markdown: MarkdownOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Connections per second that are served, of those a client offers at a constant rate.
+
+    Each connects, asks, is answered and is closed. The same client and server do the same over the
+    same hosts and links without guests, in turns with the fabric. A rate counts as sustained when
+    95 % of what was offered is served within the time. The lab is taken down whatever happens.
+    """
+    from fabric.lab.bench import rate as benchmark
+
+    plan = benchmark.Plan(tier, _rates(rate), seconds, hops, pool, name)
+    results = _measure(partial(benchmark.run, plan), benchmark.page, markdown, output)
+    if output is Format.JSON:
+        return
+    emit_table(benchmark.COLUMNS, benchmark.rows(results), empty="nothing was measured")
+
+
 @app.command(epilog="Example: fabric bench blackout --count 20 --system fabric,bird-ospf")
 def blackout(
     system: Annotated[
@@ -237,6 +267,13 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError as exc:
         raise UserError(f"{option} {text}: whole numbers, separated by commas") from exc
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError as exc:
+        raise UserError(f"--rate {text}: numbers, separated by commas") from exc
 
 
 def _stop(*_: object) -> None:

@@ -21,6 +21,7 @@ from fabric.cli import (
     lab,
     link,
     run,
+    selftest,
     simulate,
     store,
 )
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for noun in (lab, link, check, run, connections, audit, doctor, store, simulate, bench):
+for noun in (lab, link, check, run, connections, audit, doctor, selftest, store, simulate, bench):
     noun.register(app)
 
 

@@ -35,6 +35,7 @@ from fabric.host.guest.template import TemplateStore
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
 from fabric.host.links.feed import Audience
+from fabric.host.memory import Memory, available_mib
 from fabric.host.network.bridge_ports import BridgePorts
 from fabric.host.network.ping import Ping, ping
 from fabric.host.process import boot_id
@@ -77,6 +78,7 @@ class Parts:
     provisioner: Provisioner | None = None
     """None: SSH."""
     ping: Ping = ping
+    memory: Memory = available_mib
     on_step: OnStep = pass_by
     watches_links: bool = False
     """Whether there is a link watch beside this process."""
@@ -104,6 +106,7 @@ class Host:
             templates=parts.templates,
             pooled=parts.pooled,
             ping=parts.ping,
+            memory=parts.memory,
         )
         self._records = Records(config.host_dir / "connections", boot_id())
         succession = Succession(self._records, parts.events)

@@ -35,6 +35,12 @@ class Limits:
     """Packets held per connection while its guest appears."""
     held_total: int = 4096
     """Packets held on the whole host."""
+    held_seconds: int = 120
+    """Seconds a connection without a guest is kept after its last new packet. TCP's own pauses
+    between SYNs are up to 64 s (RFC 6298)."""
+    memory_reserve_mib: int = 256
+    """Memory of the machine that guests leave to others, MiB: with less available than this and
+    one more guest no guest is spawned."""
     spawns_per_second: float = 16.0
     """Sustained rate of new guests (token bucket, burst = one second's worth, at least 32)."""
 

@@ -32,7 +32,9 @@ from fabric.host.control.datapath import KernelDatapath
 from fabric.host.events import EventLog
 from fabric.host.faults import StopAt
 from fabric.host.guest.bundle import Bundle, build_bundle, compiler_for
-from fabric.host.guest.template import Ingredients, TemplateStore
+from fabric.host.guest.ingredients import Ingredients
+from fabric.host.guest.template import TemplateStore
+from fabric.host.guest.template_archive import TEMPLATE_COPIES, TemplateArchive
 from fabric.host.network.appfacts import find_facts
 from fabric.host.network.bridge_ports import KernelBridgePorts
 from fabric.host.store.opening import open_store
@@ -143,7 +145,8 @@ def _template_store(
     """Where this host's template is, or will be. Asks QEMU for its version."""
     qemu = QemuBooter().version()
     made_of = Ingredients.gather(image, acceleration, bundle, qemu, config.guest_memory_mib)
-    return TemplateStore(Path(config.template_dir), made_of)
+    archive = TemplateArchive(Path(config.state_dir) / TEMPLATE_COPIES)
+    return TemplateStore(Path(config.template_dir), made_of, archive)
 
 
 async def _run(

@@ -290,6 +290,8 @@ LIMIT_FIELDS: dict[str, Field] = {
     "guest_memory_mib": integer(64, 1 << 24, " MiB"),
     "held_packets": integer(1, 1 << 16),
     "held_total": integer(1, 1 << 20),
+    "held_seconds": integer(1, 1 << 20, " s"),
+    "memory_reserve_mib": integer(0, 1 << 24, " MiB"),
     "spawns_per_second": Field(_parse_rate, {"type": "number", "exclusiveMinimum": 0}),
 }
 """Capacity of a host."""

@@ -23,8 +23,9 @@ from fabric.host.faults import Step
 from fabric.host.guest.adoption import Inheritance
 from fabric.host.guest.bundle import Bundle
 from fabric.host.guest.guest import Guest
+from fabric.host.guest.ingredients import Ingredients
 from fabric.host.guest.lifecycle import GuestState
-from fabric.host.guest.template import Ingredients, TemplateStore
+from fabric.host.guest.template import TemplateStore
 from fabric.host.identity import GuestIdentity
 from fabric.host.journal import Journal
 from fabric.host.network.bridge_ports_fake import FakeBridgePorts

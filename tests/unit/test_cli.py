@@ -265,7 +265,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
     from fabric.cli.main import app
 
     commands = [[c.name or c.callback.__name__] for c in app.registered_commands if c.callback]
-    assert len(commands) == 21
+    assert len(commands) == 22
     commands += [["link", "set"], ["link", "show"]]
     for name in commands:
         words = ["exec" if word == "execute" else word for word in name]

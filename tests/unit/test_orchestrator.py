@@ -109,9 +109,13 @@ class FakeGuests:
         self.destroyed: list[str] = []
         self.count = 0
         self.tiers: list[str] = []
+        self.memory_mib = 4096
 
     def alive(self) -> int:
         return self.count
+
+    def memory_available_mib(self) -> int:
+        return self.memory_mib
 
     async def spawn(
         self, connection: int, instruct: Callable[[Any], Configure], tier: str = ""
@@ -299,6 +303,23 @@ def test_beyond_a_limit_the_application_is_refused_and_others_untouched(
         refused = [e for e in world.events.since(0) if e.name == "refused"]
         assert [e.fields["limit"] for e in refused] == [named]
         assert world.datapath.names()[-1] == "answer"
+        assert world.only().state is State.ESTABLISHED
+
+    run(story())
+
+
+def test_without_memory_for_a_guest_the_application_is_refused() -> None:
+    async def story() -> None:
+        world = World(limits=Limits(memory_reserve_mib=300), guest_memory_mib=128)
+        world.guests.memory_mib = 427
+        world.miss(syn(port=1))
+        (refused,) = [e for e in world.events.since(0) if e.name == "refused"]
+        assert refused.fields["limit"] == "memory_reserve_mib"
+        assert "427 MiB of memory are available" in refused.fields["why"]
+        assert world.datapath.names() == ["answer"]
+        world.guests.memory_mib = 428
+        world.miss(syn(port=2))
+        await settle()
         assert world.only().state is State.ESTABLISHED
 
     run(story())
@@ -568,6 +589,36 @@ def test_closing_ends_everything_even_a_spawn_under_way() -> None:
         await closing
         assert sorted(world.guests.destroyed) == ["g1", "g2"]
         assert len(world.orchestrator.connections) == 0
+
+    run(story())
+
+
+def test_a_client_that_gave_up_gets_no_guest() -> None:
+    async def story() -> None:
+        world = World()
+        world.guests.gate.clear()
+        limit = world.orchestrator.config.limits.held_seconds
+        world.miss(syn(port=1), syn(port=2))
+        await settle()
+        world.clock.now += limit - 1
+        world.miss(syn(port=2))  # this one still asks
+        world.orchestrator.sweep()
+        assert len(world.orchestrator.connections) == 2
+        world.clock.now += 1
+        world.orchestrator.sweep()
+        await settle()
+        (left,) = world.orchestrator.connections
+        assert left.flow is not None and left.flow.source_port == 2
+        refused = [e.fields for e in world.events.since(0) if e.name == "refused"]
+        assert [fields["cause"] for fields in refused] == ["abandoned"]
+        world.guests.gate.set()
+        await settle()
+        assert [told.connection for told in world.guests.configured] == [left.id]
+        world.clock.now += limit  # with a guest it is idleness that ends it
+        world.orchestrator.config = replace(world.orchestrator.config, idle_timeout=10 * limit)
+        world.orchestrator.sweep()
+        await settle()
+        assert len(world.orchestrator.connections) == 1
 
     run(story())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 
 from fabric.errors import EnvironmentFault
 from fabric.host.guest import template
-from fabric.host.guest.template import Ingredients, Template, TemplateStore, stale
+from fabric.host.guest.ingredients import Ingredients, processor
+from fabric.host.guest.template import Template, TemplateStore, stale, stale_copies
+from fabric.host.guest.template_archive import TemplateArchive
 
 MADE_OF = Ingredients("image", "boot", "agent", "qemu 7", "microvm", "tcg", "layout", 1)
 KERNEL = bytes(range(256)) * 1024
@@ -156,3 +160,101 @@ def test_a_draft_in_the_making_is_not_stale(tmp_path: Path) -> None:
         assert len(stale(made.directory, MADE_OF)) == 1
 
     asyncio.run(scenario())
+
+
+# -- copies on disk --------------------------------------------------------------------------------
+
+
+def archived(directory: Path, made_of: Ingredients = MADE_OF) -> TemplateStore:
+    return TemplateStore(
+        directory / "templates", made_of, TemplateArchive(directory / "state/templates")
+    )
+
+
+def rebooted(directory: Path) -> None:
+    """What was on tmpfs is gone."""
+    shutil.rmtree(directory / "templates")
+
+
+def kept(directory: Path) -> Path:
+    """A template with a copy, after a reboot; where the copy is."""
+    made = make(directory)
+    archived(directory).keep_copy(made)
+    rebooted(directory)
+    return directory / "state/templates" / MADE_OF.key
+
+
+def test_after_a_reboot_the_template_comes_from_its_copy(tmp_path: Path) -> None:
+    kept(tmp_path)
+    assert archived(tmp_path).find() is None
+    found = archived(tmp_path).restore()
+    assert found is not None and found == archived(tmp_path).find()
+    memory = found.memory.read_bytes()
+    assert len(memory) == 1 << 20 and memory[8 * 4096 :].startswith(b"guest" * 1000)
+    assert found.state.read_bytes() == b"devices"
+    assert found.kernel.read_bytes() == KERNEL[: template.KERNEL_STUB]
+    assert found.memory.stat().st_blocks * 512 < 64 * 1024
+    assert [p.name for p in (tmp_path / "templates").iterdir()] == [MADE_OF.key]
+
+
+def test_only_root_may_read_a_copy(tmp_path: Path) -> None:
+    place = kept(tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o600}
+    assert place.stat().st_mode & 0o777 == place.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("name", ["processor", "qemu", "image", "agent", "memory_mib"])
+def test_a_copy_of_other_ingredients_is_not_used(tmp_path: Path, name: str) -> None:
+    kept(tmp_path)
+    value = getattr(MADE_OF, name)
+    other: Any = value + 1 if isinstance(value, int) else value + "'"
+    changed = archived(tmp_path, replace(MADE_OF, **{name: other}))
+    assert changed.restore() is None
+
+
+@pytest.mark.parametrize("name", ["memory", "state", "kernel", "copy.json"])
+@pytest.mark.parametrize("harm", ["lost", "changed"])
+def test_a_damaged_copy_is_not_used(tmp_path: Path, name: str, harm: str) -> None:
+    path = kept(tmp_path) / name
+    content = path.read_bytes()
+    path.unlink()
+    if harm == "changed":
+        path.write_bytes(content[:-2] + b"?" + content[-1:])
+    assert archived(tmp_path).restore() is None
+    assert list((tmp_path / "templates").iterdir()) == [], "nothing half restored"
+
+
+def test_a_full_disk_leaves_the_copy_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = kept(tmp_path)
+    made = make(tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        archived(tmp_path).keep_copy(made)
+    monkeypatch.undo()
+    assert [path for path in place.parent.iterdir()] == [place]
+    rebooted(tmp_path)
+    assert archived(tmp_path).restore() is not None
+
+
+def test_copies_nobody_will_use_again_are_stale(tmp_path: Path) -> None:
+    place = kept(tmp_path)
+    copies = place.parent
+    assert stale_copies(copies, replace(MADE_OF, memory_mib=0)) == []
+    (copies / ".draft-abc").mkdir()
+    assert stale_copies(copies, MADE_OF) == [copies / ".draft-abc"]
+    assert place in stale_copies(copies, replace(MADE_OF, qemu="qemu 8"))
+    assert stale_copies(tmp_path / "none", MADE_OF) == []
+
+
+def test_the_processor_is_its_model_and_its_rounded_speed(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Some CPU\ncpu MHz\t: 1\n")
+    first, again = processor(2_445_404, cpuinfo), processor(2_445_398, cpuinfo)
+    assert first == again == "Some CPU, 2445 MHz"
+    assert processor(2_600_000, cpuinfo) != first

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ from typing import Any
 import pytest
 
 from fabric.host.config import PoolConfig
-from fabric.host.guest import copies, template_keeper
+from fabric.host.guest import copies, pool, template_keeper
 from fabric.host.guest.guests import Guest
+from fabric.host.guest.ingredients import Ingredients
 from fabric.host.guest.lifecycle import GuestState
 from fabric.host.guest.pool import wanted
-from fabric.host.guest.template import Ingredients, TemplateStore
+from fabric.host.guest.supply import WAKES_PER_CPU
+from fabric.host.guest.template import TemplateStore
+from fabric.host.guest.template_archive import TemplateArchive
 from fabric.host.journal import Journal
 from fabric.wire.control import Configure, Identify
 from tests.unit.guest_samples import configure
@@ -314,6 +319,29 @@ def test_a_burst_is_served_in_order_of_arrival(tmp_path: Path) -> None:
     run(tmp_path, scenario, templates=store(tmp_path), **pooled("prepared", minimum=4))
 
 
+def test_copies_are_made_for_requests_behind_those_that_came_before(tmp_path: Path) -> None:
+    """As many are ready-made as may wake up at once; the next request's copy is not even begun
+    before one of them is awake."""
+    ready_made = WAKES_PER_CPU * (os.cpu_count() or 1)
+
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared", ready_made)
+        w.hypervisor.log.clear()
+        w.hypervisor.may_wake.clear()
+        spawns = [asyncio.create_task(w.spawn(number)) for number in range(ready_made + 1)]
+        try:
+            await until(lambda: [n for n, _, _ in w.events].count("guest-claimed") == ready_made)
+            await asyncio.sleep(0.1)
+            assert "create" not in [verb for verb, _ in w.hypervisor.log]
+        finally:
+            w.hypervisor.may_wake.set()
+        guests = await asyncio.gather(*spawns)
+        assert [guest.tier for guest in guests] == ["prepared"] * ready_made + ["template"]
+
+    options = pooled("prepared", minimum=ready_made, maximum=ready_made)
+    run(tmp_path, scenario, templates=store(tmp_path), **options)
+
+
 def test_a_pool_is_filled_again(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         await kept(w, "prepared")
@@ -389,6 +417,29 @@ def test_a_pool_is_sized_by_demand_within_its_limits_and_by_memory(
     assert wanted(config, demand, memory_mib) == count
 
 
+def test_a_pool_is_drained_while_memory_is_short_and_requests_are_still_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "LOOK_AGAIN", 0.02)
+    available = [4096]
+
+    async def scenario(w: World) -> None:
+        await kept(w, "prepared", 2)
+        available[0] = 511
+        await until(lambda: w.manager.kept_ready()["prepared"] == 0)
+        await until(lambda: not w.hypervisor.domains)
+        short = [fields for name, fields in w.notices if name == "memory-short"]
+        assert short == [{"available_mib": 511, "floor_mib": 512, "kept_ready": 2}]
+        assert (await w.spawn()).tier == "template"
+        available[0] = 512
+        await kept(w, "prepared", 2)
+        assert [name for name, _ in w.notices][-1] == "memory-back"
+
+    options = pooled("prepared", minimum=2, maximum=2, memory_floor_mib=512)
+    memory = partial(available.__getitem__, 0)
+    run(tmp_path, scenario, templates=store(tmp_path), memory=memory, **options)
+
+
 def test_a_host_says_what_it_prepares_until_it_can_give_guests(tmp_path: Path) -> None:
     async def scenario(w: World) -> None:
         await w.manager.start()
@@ -416,3 +467,64 @@ def test_a_host_whose_guests_boot_prepares_nothing(tmp_path: Path) -> None:
         assert w.manager.preparing() == ""
 
     run(tmp_path, scenario)
+
+
+# -- templates after a reboot ----------------------------------------------------------------------
+
+
+def archived(directory: Path) -> TemplateStore:
+    archive = TemplateArchive(directory / "state")
+    return TemplateStore(directory / "templates", MADE_OF, archive)
+
+
+def test_after_a_reboot_no_guest_boots_for_the_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_keeper, "COPY_DELAY", 0.0)
+
+    async def first(w: World) -> None:
+        await ready(w)
+        await until((tmp_path / "state" / MADE_OF.key).exists)
+
+    run(tmp_path, first, templates=archived(tmp_path))
+    shutil.rmtree(tmp_path / "templates")
+
+    async def second(w: World) -> None:
+        await ready(w)
+        assert [name for name, _ in w.notices] == ["template-restored", "template-ready"]
+        assert not w.agents.pushed, "nothing booted"
+        assert (await w.spawn()).tier == "template"
+
+    run(tmp_path, second, templates=archived(tmp_path))
+
+
+def test_a_template_that_went_bad_is_not_restored_but_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_keeper, "COPY_DELAY", 0.0)
+
+    async def scenario(w: World) -> None:
+        await ready(w)
+        await until((tmp_path / "state" / MADE_OF.key).exists)
+        found = archived(tmp_path).find()
+        assert found is not None
+        found.memory.unlink()
+        assert (await w.spawn()).tier == "cold"
+        await ready(w, 2)
+        assert "template-restored" not in [name for name, _ in w.notices]
+
+    run(tmp_path, scenario, templates=archived(tmp_path))
+
+
+def test_a_copy_that_cannot_be_written_costs_an_event_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_keeper, "COPY_DELAY", 0.0)
+    (tmp_path / "state").write_text("not a directory")
+
+    async def scenario(w: World) -> None:
+        await ready(w)
+        await until(lambda: "template-not-kept" in [name for name, _ in w.notices])
+        assert (await w.spawn()).tier == "template"
+
+    run(tmp_path, scenario, templates=archived(tmp_path))

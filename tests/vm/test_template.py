@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.vm.conftest import lab
-from tests.vm.lab import ROOT, Lab, qemu_pid, wait_for
+from tests.vm.lab import FABRIC, ROOT, Lab, qemu_pid, wait_for
 
 MADE = 120.0
 """Seconds for a template: a boot takes 5 s alone, 40 s beside a dozen others."""
@@ -171,3 +172,12 @@ def test_a_template_that_vanishes_costs_time_only(copies: Lab) -> None:
     wait_for("a new template", lambda: len(named(copies, "template-ready")) >= 6, MADE)
     again = ping(copies)
     assert {e["tier"] for e in named(copies, "guest-ready", again)} == {"template"}
+
+
+def test_the_self_test_shows_that_two_copies_share_nothing() -> None:
+    argv = [str(FABRIC), "selftest", "--name", "selftest", "-o", "json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = {each["what"]: each for each in json.loads(done.stdout)}
+    assert {"MAC", "address", "SSH host key", "random stream"} <= found.keys()
+    assert all(each["differs"] for each in found.values())

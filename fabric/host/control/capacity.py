@@ -23,8 +23,9 @@ class Admission:
         self._tokens = self._burst
         self._refilled_at: float | None = None
 
-    def admit(self, guests: int, now: float) -> None:
-        """Take one spawn token (``now`` in seconds, monotonic).
+    def admit(self, guests: int, available_mib: int, now: float) -> None:
+        """Take one spawn token (``available_mib``: memory of the machine; ``now`` in seconds,
+        monotonic).
 
         Raises CapacityExceeded naming the limit; then nothing was taken.
         """
@@ -42,6 +43,13 @@ class Admission:
                 f"{limits.guest_memory_mib} MiB",
                 limit="guest_memory_mib",
                 cure="raise limits.guest_memory_mib",
+            )
+        if available_mib < limits.memory_reserve_mib + self._guest_memory_mib:
+            raise CapacityExceeded(
+                f"{available_mib} MiB of memory are available; a guest may use "
+                f"{self._guest_memory_mib} MiB, and {limits.memory_reserve_mib} MiB are to be left",
+                limit="memory_reserve_mib",
+                cure="free some memory, or lower limits.memory_reserve_mib",
             )
         if self._refilled_at is not None:
             earned = (now - self._refilled_at) * limits.spawns_per_second

@@ -17,6 +17,8 @@ from fabric.wire.inner import TCP, FiveTuple, begins_connection
 from fabric.wire.packet import FLAG_REPLY, Header
 
 if TYPE_CHECKING:
+    import asyncio
+
     from fabric.host.guest.guests import Guest
 
 # Seconds a connection stays after both ends closed it: late segments and the last look at it.
@@ -78,6 +80,8 @@ class Connection:
     reason: str = ""
     state: State = State.HELD
     guest: Guest | None = None
+    spawning: asyncio.Task[None] | None = None
+    """What gets it a guest, or got it the one it has."""
     held: deque[HeldPacket] = field(default_factory=deque)
     handed: HeldPacket | None = None
     """The one of ``held`` that the agent was given with its instructions."""

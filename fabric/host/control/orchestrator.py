@@ -100,6 +100,7 @@ class Orchestrator:
 
     def hold(self, connection: Connection, held: HeldPacket) -> None:
         connection.supersede(held)
+        connection.last_active = self.clock.monotonic()
         limits = self.config.limits
         full = len(connection.held) >= limits.held_packets
         if full or self.connections.held_packets() >= limits.held_total:
@@ -114,7 +115,9 @@ class Orchestrator:
         """Admit the connection and start its guest; refuse the packet when that cannot be."""
         try:
             if self.config.spawning:
-                self._admission.admit(self._guests.alive(), self.clock.monotonic())
+                guests = self._guests
+                available = guests.memory_available_mib()
+                self._admission.admit(guests.alive(), available, self.clock.monotonic())
         except CapacityExceeded as exc:
             if held is not None:
                 self.refuse(connection, held, "capacity", exc.message, limit=exc.limit)
@@ -124,7 +127,7 @@ class Orchestrator:
         if held is not None:
             self.hold(connection, held)
         if self.config.spawning:
-            self._start(self._spawn(connection))
+            connection.spawning = self._start(self._spawn(connection))
         return self.config.spawning
 
     def refuse(
@@ -185,13 +188,13 @@ class Orchestrator:
         self._on_step(Step.STEERED)
         self._start(self.messages.align(connection))
 
-    def _give_up(self, connection: Connection, why: str) -> None:
+    def _give_up(self, connection: Connection, why: str, cause: str = "spawn-failed") -> None:
         first = connection.held[0] if connection.held else None
         if first is not None:
-            self.refuse(connection, first, "spawn-failed", why)
+            self.refuse(connection, first, cause, why)
         else:
-            self.events.emit("refused", connection.label, cause="spawn-failed", why=why)
-        self._start(self.end(connection, "spawn-failed"))
+            self.events.emit("refused", connection.label, cause=cause, why=why)
+        self._start(self.end(connection, cause))
 
     def _configure(self, connection: Connection, identity: GuestIdentity) -> Configure:
         """The first packet of an application goes with the instructions: the agent sends it on
@@ -227,7 +230,7 @@ class Orchestrator:
         if connection.spawns >= MAX_SPAWNS:
             self._give_up(connection, f"{connection.spawns} guests were lost in a row")
         else:
-            self._start(self._spawn(connection))
+            connection.spawning = self._start(self._spawn(connection))
 
     async def end(self, connection: Connection, why: str) -> None:
         """Steering goes first, the guest after it. Idempotent."""
@@ -268,7 +271,7 @@ class Orchestrator:
             self._take_up(connection, guest=None, why=why)
             self._datapath.unsteer(connection)
             if self.config.spawning:
-                self._start(self._spawn(connection))
+                connection.spawning = self._start(self._spawn(connection))
 
     def _take_up(self, connection: Connection, **fields: object) -> None:
         connection.last_active = connection.established_at = self.clock.monotonic()
@@ -280,7 +283,10 @@ class Orchestrator:
         """End the connections nobody uses any more; called about once a second."""
         now = self.clock.monotonic()
         for connection in self.connections:
+            quiet = now - connection.last_active
             if connection.state is not State.ESTABLISHED and self.config.spawning:
+                if quiet >= self.config.limits.held_seconds:
+                    self._abandon(connection, quiet)
                 continue
             self._keep_protected(connection, now)
             quiet = now - connection.last_active
@@ -289,6 +295,12 @@ class Orchestrator:
                 self.events.emit("idle", connection.label, quiet_s=round(quiet, 3), why=why)
                 connection.last_active = now
                 self._start(self.end(connection, why))
+
+    def _abandon(self, connection: Connection, quiet: float) -> None:
+        """Whoever asked has stopped asking: no guest for it."""
+        if connection.spawning is not None and connection.spawning.cancel():
+            why = f"no guest yet, and no packet for {quiet:.0f} s"
+            self._give_up(connection, why, "abandoned")
 
     def announce(
         self,
@@ -348,10 +360,11 @@ class Orchestrator:
     def _name(self, node: int) -> str:
         return self.topology.name_of(node)
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -140,8 +140,12 @@ class TemplateTier:
 
     name = "template"
 
-    def __init__(self, copier: Copier, at_once: asyncio.Semaphore) -> None:
+    def __init__(
+        self, copier: Copier, at_once: asyncio.Semaphore, wakes: asyncio.Semaphore
+    ) -> None:
+        """``wakes``: held by copies of any tier while they wake up, in order of arrival."""
         self.at_once = at_once
+        self._wakes = wakes
         self._copier = copier
 
     def unavailable(self) -> str:
@@ -151,8 +155,13 @@ class TemplateTier:
         return None
 
     async def bring_up(self, guest: Guest, instruct: Instruct) -> None:
+        # Making a copy takes longer than waking one: those that came before, and whose copies wait
+        # ready-made, must not share the processors with it.
+        async with self._wakes:
+            pass
         await self._copier.prepare(guest)
-        await self._copier.wake(guest, instruct)
+        async with self._wakes:
+            await self._copier.wake(guest, instruct)
 
 
 class PooledTier:

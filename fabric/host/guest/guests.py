@@ -51,6 +51,7 @@ from fabric.host.guest.template import TemplateStore
 from fabric.host.guest.tiers import Instruct, Tier
 from fabric.host.identity import GuestIdentity, slot_of
 from fabric.host.journal import Journal
+from fabric.host.memory import Memory, available_mib
 from fabric.host.network.bridge_ports import BridgePorts
 from fabric.host.network.ping import Ping, ping
 from fabric.host.vmm.domains import Hypervisor
@@ -96,6 +97,7 @@ class GuestManager:
         templates: TemplateStore | None = None,
         pooled: tuple[str, ...] = (),
         ping: Ping = ping,
+        memory: Memory = available_mib,
     ) -> None:
         """``templates``: None means that guests only boot; ``pooled``: the tiers guests are kept
         ready for."""
@@ -125,7 +127,8 @@ class GuestManager:
             self._makers,
             Hooks(self._emit, self._attach, self._hearing.listen, self.lose, self._step),
         )
-        slots = Slots(self._maker, self._make, self.destroy, self._busy, self._notice)
+        self._memory = memory
+        slots = Slots(self._maker, self._make, self.destroy, self._busy, self._notice, memory)
         self._supply = Supply(steps, slots, templates, pooled, boots)
         self._endings = Endings(steps, self._gone)
         self._serving = 0
@@ -141,6 +144,10 @@ class GuestManager:
         """Slots connections hold: guests of any state but gone. One that is kept ready, or that a
         template is being made from, does not count: it must not cost a connection its place."""
         return sum(g.connection != NO_CONNECTION for g in self._guests.values())
+
+    def memory_available_mib(self) -> int:
+        """Of the machine, for guests and everything else."""
+        return self._memory()
 
     def kept_ready(self) -> dict[str, int]:
         """Guests that wait for a connection, by tier."""

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from fabric.errors import FabricError
 from fabric.host.config import PoolConfig
@@ -51,6 +51,8 @@ class Surroundings(Protocol):
 
     def memory_available_mib(self) -> int: ...
 
+    def notice(self, name: str, fields: dict[str, Any]) -> None: ...
+
     def busy(self) -> bool:
         """Whether a request is being served at the moment."""
 
@@ -71,6 +73,7 @@ class Pool:
         self.config = config
         self.failures = 0
         """Failures to make one in a row."""
+        self._short = False
         self._around = around
         self._make = make
         self._end = end
@@ -118,6 +121,7 @@ class Pool:
         """Have as many as are wanted. Runs until cancelled."""
         while True:
             self._changed.clear()
+            self._look_at_memory()
             target = self.wanted()
             while self.ready() > target:
                 await self._end(self._members.pop())
@@ -126,6 +130,13 @@ class Pool:
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), LOOK_AGAIN)
+
+    def _look_at_memory(self) -> None:
+        available, floor = self._around.memory_available_mib(), self.config.memory_floor_mib
+        if (short := available < floor) is not self._short:
+            self._short = short
+            fields = {"available_mib": available, "floor_mib": floor, "kept_ready": self.ready()}
+            self._around.notice("memory-short" if short else "memory-back", fields)
 
     async def _grow(self) -> None:
         await self._quiet()

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from fabric.host.guest.copies import Copier, PooledTier, PreparedTier, TemplateTier, WarmTier
 from fabric.host.guest.guest import Guest
@@ -22,6 +21,7 @@ from fabric.host.guest.steps import Steps
 from fabric.host.guest.template import TemplateStore
 from fabric.host.guest.template_keeper import MakerGuest, TemplateKeeper
 from fabric.host.guest.tiers import ColdTier, Notice, Tier
+from fabric.host.memory import Memory
 
 log = logging.getLogger(__name__)
 
@@ -51,21 +51,20 @@ class Slots:
     busy: Callable[[], bool]
     """Whether a request is being served."""
     notice: Notice
+    memory: Memory
 
 
 class _Surroundings:
     """What the pools know of the world."""
 
-    def __init__(self, busy: Callable[[], bool], keeper: TemplateKeeper) -> None:
-        self.busy = busy
+    def __init__(self, slots: Slots, keeper: TemplateKeeper) -> None:
+        self.busy = slots.busy
+        self.memory_available_mib = slots.memory
+        self.notice = slots.notice
         self._keeper = keeper
 
     def monotonic(self) -> float:
         return time.monotonic()
-
-    def memory_available_mib(self) -> int:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(x.split()[1]) >> 10 for x in lines if x.startswith("MemAvailable"))
 
     def possible(self) -> bool:
         return not self._keeper.unavailable()
@@ -96,13 +95,13 @@ class Supply:
             keeper.on_change = self._purge
             copier = Copier(steps, keeper)
             wakes = asyncio.Semaphore(WAKES_PER_CPU * cpus)
-            around = _Surroundings(slots.busy, keeper)
+            around = _Surroundings(slots, keeper)
             kinds: tuple[type[PooledTier], ...] = (WarmTier, PreparedTier)
             for kind in kinds:
                 if kind.name in pooled:
                     self._add_pooled(kind, copier, wakes, around)
             copies = asyncio.Semaphore(COPIES_PER_CPU * cpus)
-            self._tiers[TemplateTier.name] = TemplateTier(copier, copies)
+            self._tiers[TemplateTier.name] = TemplateTier(copier, copies, wakes)
         self._tiers[ColdTier.name] = self.cold
 
     def _add_pooled(

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import fcntl
 import grp
-import hashlib
 import json
 import os
 import shutil
@@ -28,13 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from fabric.errors import EnvironmentFault, NoSpace
-from fabric.host.guest.bundle import Bundle
-from fabric.host.guest.guest import Accelerator
-from fabric.host.vmm.domain_xml import template_text
-from fabric.host.vmm.image import GuestImage, sha256_of
-
-FORMAT = 1
-"""Raised when what a template consists of changes, the agent's part in it included."""
+from fabric.host.guest import template_archive
+from fabric.host.guest.ingredients import Ingredients
+from fabric.host.guest.template_archive import TemplateArchive, copy_sparse
+from fabric.host.vmm.image import sha256_of
 
 KERNEL_STUB = 64 * 1024
 """Bytes of the kernel a clone's QEMU gets: it wants a header to look at and never runs it. The
@@ -45,44 +41,9 @@ INITRD_STUB = 4096
 LOCK_POLL = 0.1
 """Seconds between looks at a lock that somebody else holds for the 6 to 20 s of a boot."""
 
-_PAGE = 4096
-_CHUNK = 256 * _PAGE
 _DRAFT_PREFIX = ".draft-"
 _QEMU_GROUPS = ("libvirt-qemu", "qemu")
 """Whom libvirt runs QEMU as, on Debian and Ubuntu, elsewhere."""
-
-
-@dataclass(frozen=True)
-class Ingredients:
-    """Everything a saved guest depends on: with any other of it, it must be made anew."""
-
-    image: str
-    boot: str
-    """Digest of the initramfs with this build host's keys."""
-    agent: str
-    qemu: str
-    machine: str
-    accelerator: str
-    layout: str
-    """Digest of the domain XML template: other devices, other state."""
-    memory_mib: int
-    format: int = FORMAT
-
-    @classmethod
-    def gather(
-        cls, image: GuestImage, acceleration: Accelerator, bundle: Bundle, qemu: str, memory: int
-    ) -> Ingredients:
-        """``qemu`` is its version line, ``memory`` a guest's, MiB. Reads the initramfs."""
-        layout = hashlib.sha256(template_text().encode()).hexdigest()
-        machine, kind = str(acceleration.machine), str(acceleration.kind)
-        boot = sha256_of(image.initrd)
-        return cls(image.digest, boot, bundle.digest, qemu, machine, kind, layout, memory)
-
-    @property
-    def key(self) -> str:
-        """32 hex digits."""
-        text = json.dumps(asdict(self), sort_keys=True).encode()
-        return hashlib.blake2s(text, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -143,7 +104,11 @@ class Draft:
 class TemplateStore:
     """The template of one set of ingredients in one directory. Methods block, but for lock()."""
 
-    def __init__(self, directory: Path, ingredients: Ingredients) -> None:
+    def __init__(
+        self, directory: Path, ingredients: Ingredients, archive: TemplateArchive | None = None
+    ) -> None:
+        """``archive``: where a copy survives reboots; None: nowhere."""
+        self.archive = archive
         self.directory = directory
         self.ingredients = ingredients
         self.key = ingredients.key
@@ -205,7 +170,7 @@ class TemplateStore:
             made = draft.directory / "memory"
             # A copy: whatever still has the draft's memory mapped cannot change the template's.
             # And a sparse one: half of a fresh guest's memory was never touched.
-            _copy_sparse(draft.memory, made)
+            copy_sparse(draft.memory, made)
             draft.memory.unlink()
             _share(made, 0o660)
             with kernel.open("rb") as file:
@@ -213,18 +178,66 @@ class TemplateStore:
             (draft.directory / "initrd").write_bytes(bytes(INITRD_STUB))
             for name in ("kernel", "initrd"):
                 _share(draft.directory / name, 0o640)
-            stamp = _stamp(made)
-            manifest = {
-                "ingredients": asdict(self.ingredients),
-                "memory_stamp": stamp,
-                "state": sha256_of(draft.state),
-            }
-            (draft.directory / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-            _remove(self._place)
-            draft.directory.rename(self._place)
+            return self._seal(draft)
         except OSError as exc:
             raise translated(exc, self.directory) from exc
+
+    def _seal(self, draft: Draft) -> Template:
+        stamp = _stamp(draft.directory / "memory")
+        manifest = {
+            "ingredients": asdict(self.ingredients),
+            "memory_stamp": stamp,
+            "state": sha256_of(draft.state),
+        }
+        (draft.directory / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        _remove(self._place)
+        draft.directory.rename(self._place)
         return Template(self._place, stamp)
+
+    def restore(self) -> Template | None:
+        """The template from its copy on disk, as it would be after a reboot; None when there is no
+        good one. Hold the lock. Raises NoSpace, EnvironmentFault."""
+        if self.archive is None:
+            return None
+        _require_own(self.directory)
+        draft = Draft(self.directory / f"{_DRAFT_PREFIX}{self.key}")
+        self.abandon(draft)
+        try:
+            draft.directory.mkdir(mode=0o700)
+            if not self.archive.restore(self.ingredients, draft.directory):
+                return None
+            _share(draft.directory, 0o750)
+            _share(draft.directory / "memory", 0o660)
+            for name in ("state", "kernel", "initrd"):
+                _share(draft.directory / name, 0o640)
+            return self._seal(draft)
+        except OSError as exc:
+            raise translated(exc, self.directory) from exc
+        finally:
+            self.abandon(draft)
+
+    def keep_copy(self, template: Template) -> None:
+        """Copy the template to disk, for after a reboot. Hold the lock. Raises OSError."""
+        if self.archive is not None:
+            place = self.archive.keep(template, self.ingredients)
+            if template.problem():
+                template_archive.remove(place)  # what was copied was bad already
+
+
+def stale_copies(directory: Path, current: Ingredients) -> list[Path]:
+    """Copies on disk that nobody will use again, as :func:`stale` has it; torn ones, too. A copy
+    in the making is not told from one that was abandoned: it costs the copy, nothing else."""
+    found = []
+    for place in sorted(directory.glob("*")):
+        try:
+            if not place.name.startswith(_DRAFT_PREFIX):
+                written = Ingredients(**template_archive.made_of(place))
+                if replace(written, memory_mib=current.memory_mib) == current:
+                    continue
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        found.append(place)
+    return found
 
 
 def stale(directory: Path, current: Ingredients) -> list[Path]:
@@ -326,19 +339,6 @@ def _share(path: Path, mode: int) -> None:
             os.chown(path, -1, grp.getgrnam(name).gr_gid)
             break
     path.chmod(mode)
-
-
-def _copy_sparse(source: Path, target: Path) -> None:
-    zeros = bytes(_PAGE)
-    with source.open("rb", buffering=0) as reader, target.open("xb", buffering=0) as writer:
-        while chunk := reader.read(_CHUNK):
-            for at in range(0, len(chunk), _PAGE):
-                page = chunk[at : at + _PAGE]
-                if page == zeros:
-                    writer.seek(len(page), os.SEEK_CUR)
-                else:
-                    writer.write(page)
-        writer.truncate(reader.tell())
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -8,6 +8,7 @@ and its neighbours in host. The files are :mod:`host.guest.template`'s, the copi
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -35,6 +36,9 @@ BEING_MADE = "the template is being made"
 MAKING_PAUSE = 10.0
 """Seconds before a template that could not be made is tried again."""
 
+COPY_DELAY = 5.0
+"""Seconds from a template to its copy on disk: pools are filled meanwhile."""
+
 MakerGuest = Callable[[], AbstractAsyncContextManager[Guest]]
 """A slot for the guest a template is made from; at the end of the block the guest is gone."""
 
@@ -56,6 +60,7 @@ class TemplateKeeper:
         self._why = BEING_MADE
         self._bad: Template | None = None
         self._failures = 0
+        self._notice: Notice = lambda _name, _fields: None
 
     def unavailable(self) -> str:
         """Why there is none now; empty when there is one. Costs one system call."""
@@ -90,7 +95,12 @@ class TemplateKeeper:
     async def keep(self, maker: MakerGuest, notice: Notice) -> None:
         """Have a template, and a new one when it goes bad. Ends when that failed for good; until
         a template is there, guests boot cold."""
+        async with asyncio.TaskGroup() as behind:
+            await self._keep(maker, notice, behind)
+
+    async def _keep(self, maker: MakerGuest, notice: Notice, behind: asyncio.TaskGroup) -> None:
         tried, said = 0, ""
+        self._notice = notice
         while tried < MAX_MAKINGS:
             self.making = True
             try:
@@ -108,6 +118,8 @@ class TemplateKeeper:
             self.making = False
             notice("template-ready", {"found": phases is None, "phases": phases or {}})
             self.on_change()
+            if phases is not None:
+                behind.create_task(self._keep_copy())
             await self.spoiled.wait()
 
     async def ensure(self, maker: MakerGuest) -> dict[str, float] | None:
@@ -120,6 +132,8 @@ class TemplateKeeper:
         try:
             async with self._store.lock():
                 found = await self._steps.blocking(self._store.find)
+                if found is None and self._bad is None:
+                    found = await self._restored()
                 # Another orchestrator may have made a new one meanwhile: that one is not bad.
                 if found is None or found == self._bad:
                     found, phases = await self._make(maker)
@@ -128,6 +142,26 @@ class TemplateKeeper:
             raise
         self._template, self._failures = found, 0
         return phases
+
+    async def _restored(self) -> Template | None:
+        began = time.perf_counter()
+        found = await self._steps.blocking(self._store.restore)
+        if found is not None:
+            took = round((time.perf_counter() - began) * 1e3, 1)
+            self._notice("template-restored", {"took_ms": took})
+        return found
+
+    async def _keep_copy(self) -> None:
+        """Behind everything that waits for the template: it is for after the next reboot."""
+        await asyncio.sleep(COPY_DELAY)
+        template = self._template
+        if template is None:
+            return
+        try:
+            async with self._store.lock():
+                await self._steps.blocking(self._store.keep_copy, template)
+        except (FabricError, OSError) as exc:
+            self._notice("template-not-kept", {"reason": str(exc)})
 
     async def _make(self, maker: MakerGuest) -> tuple[Template, dict[str, float]]:
         steps = self._steps

@@ -35,6 +35,9 @@ class FakeHypervisor:
         self.uuids: dict[str, str] = {}
         self.fail_loading = 0
         """How many of the next states cannot be loaded."""
+        self.may_wake = threading.Event()
+        """Clear it, and what wakes up waits."""
+        self.may_wake.set()
         self._lock = threading.Lock()
         self._watchers: list[Watcher] = []
 
@@ -80,6 +83,7 @@ class FakeHypervisor:
             self.armed.add(name)
 
     def wake(self, name: str) -> None:
+        self.may_wake.wait()
         with self._lock:
             self._existing(name)
             self.log.append(("wake", name))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,21 +21,19 @@ from fabric.host.network.steering import MISS_DEVICE
 from fabric.lab.bench import opener
 from fabric.lab.bench.bed import PORT, Bed, emulator_pid
 from fabric.lab.bench.capture import Capture, Sighting
+from fabric.lab.bench.readiness import Readiness
 from fabric.lab.bench.samples import Sample, spawn_sample
 
 DEADLINE = 240.0
 """Seconds until all guests of a round forward: sixteen that boot side by side take two minutes."""
 END_DEADLINE = 60.0
 """Seconds until all guests of a round are gone: libvirt destroys four at a time, a second each."""
-READY_DEADLINE = 300.0
-"""Seconds until a tier can be had: its template may have to be made first, its pool filled."""
 PORTS = range(20_000, 30_000)
 """Source ports, used in turn: a connection must not meet its own past."""
 SETTLE_DEADLINE = 20.0
 """Seconds from the first packets of a round to its guests being ready by their host's account."""
 DESTROYERS = 4
 """Connections ended at once: libvirt destroys no more than that side by side."""
-POOLED = ("prepared", "warm")
 _POLL = 0.1
 
 
@@ -58,27 +56,16 @@ class Rounds:
 
     def __init__(self, bed: Bed, capture: Capture, tier: str) -> None:
         """``capture``: of :func:`watched` of the first host."""
-        self._bed, self._capture, self._tier = bed, capture, tier
+        self._bed, self._capture = bed, capture
         self._first = bed.hosts[0]
         self._opener = bed.program(self._first, "open", module=opener)
         self._ports = itertools.cycle(PORTS)
         self._seq = 0
-        self._templates: set[str] = set()
-        """Hosts that have one."""
+        self._readiness = Readiness(bed, tier)
 
     def await_tier(self) -> None:
-        """Until every host has what guests of the tier come from, and is done with making more.
-
-        Raises EnvironmentFault when that takes too long.
-        """
-        for host in self._bed.hosts:
-            if not host.spawning or self._tier == "cold":
-                continue
-            if self._tier in POOLED:
-                self._await(host, f"full pool of tier {self._tier}", self._pool_is_full)
-            elif host.host not in self._templates:
-                self._await(host, "template", self._template_is_there)
-                self._templates.add(host.host)
+        """See :meth:`fabric.lab.bench.readiness.Readiness.wait`."""
+        self._readiness.wait()
 
     def open(self, number: int, target: HostConfig, *, tcp: bool) -> Outcome:
         """``number`` connections in one instant to ``target``, until the first packet of each has
@@ -145,24 +132,6 @@ class Rounds:
         with contextlib.suppress(NameUnknown):  # it ended by itself meanwhile
             client = self._bed.client(host)
             client.delete(f"/v1/connections/{connection}", timeout=END_DEADLINE)
-
-    def _pool_is_full(self, host: HostConfig) -> bool:
-        kept = self._bed.client(host).get("/v1/status")["kept_ready"]
-        return int(kept.get(self._tier, 0)) >= host.pool.minimum
-
-    def _template_is_there(self, host: HostConfig) -> bool:
-        events = self._bed.client(host).lines("/v1/events", since=0)
-        return any(event["name"] == "template-ready" for event in events)
-
-    def _await(self, host: HostConfig, what: str, there: Callable[[HostConfig], bool]) -> None:
-        deadline = time.monotonic() + READY_DEADLINE
-        while not there(host):
-            if time.monotonic() > deadline:
-                raise EnvironmentFault(
-                    f"{host.host}: no {what} after {READY_DEADLINE:g} s",
-                    cure="`fabric events` and the orchestrators' logs say why",
-                )
-            time.sleep(_POLL)
 
     def _settled_events(self, number: int, forwarded: bool) -> list[dict[str, Any]]:
         """What happened since the last call, until the kernel's steering is in place for all of
