@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import platform
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from fabric.host.guest import template
 from fabric.host.guest.ingredients import Ingredients, processor
 from fabric.host.guest.template import Template, TemplateStore, stale, stale_copies
 from fabric.host.guest.template_archive import TemplateArchive
+from fabric.host.vmm.image import GuestImage
+from tests.unit.guest_samples import SampleAccelerator
+from tests.unit.guest_world import BUNDLE
 
 MADE_OF = Ingredients("image", "boot", "agent", "qemu 7", "microvm", "tcg", "layout", 1)
 KERNEL = bytes(range(256)) * 1024
@@ -203,7 +207,7 @@ def test_only_root_may_read_a_copy(tmp_path: Path) -> None:
     assert place.stat().st_mode & 0o777 == place.parent.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("name", ["processor", "qemu", "image", "agent", "memory_mib"])
+@pytest.mark.parametrize("name", ["processor", "kernel", "qemu", "image", "agent", "memory_mib"])
 def test_a_copy_of_other_ingredients_is_not_used(tmp_path: Path, name: str) -> None:
     kept(tmp_path)
     value = getattr(MADE_OF, name)
@@ -258,3 +262,13 @@ def test_the_processor_is_its_model_and_its_rounded_speed(tmp_path: Path) -> Non
     first, again = processor(2_445_404, cpuinfo), processor(2_445_398, cpuinfo)
     assert first == again == "Some CPU, 2445 MHz"
     assert processor(2_600_000, cpuinfo) != first
+
+
+@pytest.mark.parametrize(("kind", "matters"), [("kvm", True), ("tcg", False)])
+def test_the_hosts_kernel_is_an_ingredient_where_it_runs_guests(
+    tmp_path: Path, kind: str, matters: bool
+) -> None:
+    image = GuestImage(tmp_path, "image", "6.1", "3.11", 128, "ssh-ed25519 AAAA", tmp_path / "key")
+    image.initrd.write_bytes(b"initramfs")
+    made_of = Ingredients.gather(image, SampleAccelerator(kind=kind), BUNDLE, "qemu 7", 128)
+    assert (made_of.kernel == platform.release()) is matters

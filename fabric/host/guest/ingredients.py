@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +37,9 @@ class Ingredients:
     format: int = FORMAT
     processor: str = ""
     """Its model, and MHz of its time stamp counter: a guest was told them when it booted."""
+    kernel: str = ""
+    """Release of the host's where KVM runs guests: what it lets them see of the processor is saved
+    with them. Empty where QEMU emulates, which does not ask it."""
 
     @classmethod
     def gather(
@@ -46,7 +50,8 @@ class Ingredients:
         machine, kind = str(acceleration.machine), str(acceleration.kind)
         boot = sha256_of(image.initrd)
         made_of = (image.digest, boot, bundle.digest, qemu, machine, kind, layout, memory)
-        return cls(*made_of, processor=processor(acceleration.tsc_khz))
+        kernel = platform.release() if kind == "kvm" else ""
+        return cls(*made_of, processor=processor(acceleration.tsc_khz), kernel=kernel)
 
     @property
     def key(self) -> str:
