@@ -10,15 +10,16 @@ from __future__ import annotations
 import select
 import sys
 import time
+from contextlib import contextmanager
 
 from fabric.agent.channel import Channel
 from fabric.agent.clock import Clock
-from fabric.agent.digest import sha256_hex
+from fabric.agent.digest import own_digest
 from fabric.agent.notices import Notices
 from fabric.agent.rtnl import RouteNetlink, prepare_guest
 from fabric.agent.session import Session
 from fabric.agent.tun import Tun
-from fabric.agent.udp import Underlay
+from fabric.agent.udp import DEFAULT_HOP_LIMIT, Underlay
 from fabric.wire.control import (
     AgentEvent,
     Align,
@@ -37,7 +38,7 @@ from fabric.wire.packet import PORT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from fabric.agent.door import Door
     from fabric.agent.identity import Uplink
@@ -244,10 +245,6 @@ class Agent:
     def _configure(self, message: Configure) -> None:
         now = self._clock.now_us()
         session = Session.begin(message, now)
-        if self._overlay_mtu != message.overlay_mtu:
-            with RouteNetlink() as network:
-                network.set_mtu(self._tun.name, message.overlay_mtu)
-            self._overlay_mtu = message.overlay_mtu
         if self._underlay.port != message.port:
             self._poll.unregister(self._underlay)
             self._underlay.close()
@@ -261,6 +258,11 @@ class Agent:
             burst = [bytes.fromhex(packet) for packet in message.first]
             actions = session.forwarder.from_application(burst, now, len(burst))
             self._perform(session, actions, now)
+        # Behind the first packet, which came past the TUN, and before any that comes out of it.
+        if self._overlay_mtu != message.overlay_mtu:
+            with RouteNetlink() as network:
+                network.set_mtu(self._tun.name, message.overlay_mtu)
+            self._overlay_mtu = message.overlay_mtu
         self._channel.send(session.ready())
 
     def _whom_it_serves(self) -> Identity:
@@ -277,13 +279,14 @@ class Agent:
 
         import fabric.routing.ways  # noqa: F401 - so may a protocol
         from fabric.agent import door, identity
-        from fabric.agent.rehearsal import rehearse
+        from fabric.agent.rehearsal import prepare
 
         if self._session is not None:
             raise RuntimeError("a guest that serves a connection cannot become a template")
         uplink = identity.Uplink(self._uplink, ipv6=self.ipv6)
         uplink.forget()
-        rehearse(uplink, self._rehearse)
+        with self._rehearsal():
+            prepare(uplink, self._rehearse)
         door.shut(self._run)
         quiesced = uplink.release()
         self._nobody = uplink
@@ -297,17 +300,28 @@ class Agent:
         self._channel.send(quiesced)
         self._asleep = True
 
-    def _rehearse(self, uplink: Uplink, lines: bytes) -> None:
-        """Do what a copy will do between waking up and its first packet; leave nothing of it."""
-        channel, offset = self._channel, self._clock.offset_us
-        self._channel, self._nobody = channel.mute(), uplink
+    @contextmanager
+    def _rehearsal(self) -> Iterator[None]:
+        """What happens within is told to nobody, goes no further than the gateway, and is
+        forgotten."""
+        kept = self._channel, self._clock.offset_us, self._nobody
+        self._channel = self._channel.mute()
+        self._underlay.set_hop_limit(1)
         try:
-            read_at = self._clock.monotonic_us()
-            for message in self._channel.decode(lines):
-                self._obey(message, read_at)
+            yield
         finally:
-            self._channel, self._clock.offset_us = channel, offset
-            self._session = self._identity = self._nobody = None
+            self._channel, self._clock.offset_us, self._nobody = kept
+            self._session = self._identity = None
+            self._underlay.set_hop_limit(DEFAULT_HOP_LIMIT)
+
+    def _rehearse(self, lines: bytes, uplink: Uplink | None = None) -> None:
+        """Obey messages; ``uplink``: whose owner Identify is for."""
+        if uplink is not None:
+            self._nobody = uplink
+        read_at = self._clock.monotonic_us()
+        for message in self._channel.decode(lines):
+            self._obey(message, read_at)
+        self._on_underlay()
 
     def _assume(self, message: Identify) -> None:
         if self._nobody is None:
@@ -323,6 +337,12 @@ class Agent:
         said = uplink.settle(message)
         self._door = Door(bytes.fromhex(message.host_key), self._run)
         self._poll.register(self._door, _READ)
+        if self._session is None:
+            from fabric.agent.rehearsal import practise
+
+            # A copy kept ready. Its emulator, too, sees all code for the first time.
+            with self._rehearsal():
+                practise(self._overlay_mtu, self._rehearse)
         self._channel.send(said)
 
     def _set_wall_clock(self) -> None:
@@ -368,19 +388,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, scrub = options["--run"], options["--scrub"] == "yes"
     agent = Agent(channel, tun, clock, options["--uplink"], run=run, scrub=scrub)
     agent.ipv6 = ipv6 = prepare_guest(options["--tun"], options["--uplink"])
-    agent.digest = _own_digest()
+    agent.digest = own_digest()
     channel.send(Hello(agent.digest, sys.version.split()[0], time.monotonic_ns() // 1000))
     if not ipv6:
         agent.event("ipv6-absent", uplink=options["--uplink"])
     agent.run()
     return 0
-
-
-def _own_digest() -> str:
-    # sha256 of the zip application, as the host knows it; empty when run from sources.
-    try:
-        with open(sys.argv[0], "rb") as file:  # noqa: PTH123 - pathlib costs 8 ms to import
-            content = file.read()
-    except OSError:
-        return ""
-    return sha256_hex(content) if content[:2] in (b"PK", b"#!") else ""

@@ -1,4 +1,4 @@
-"""What a copy will do first, done before its template is saved.
+"""What a copy will do first, done before its template is saved, and again by copies kept ready.
 
 Owns: a connection that does not exist. May import: the standard library, fabric.wire,
 fabric.routing, fabric.agent.identity.
@@ -8,6 +8,9 @@ instruction (PEP 659), its kernel maps each page and fills each cache. Done here
 picture, for the price of a moment when a template is made. Nothing of it stays: addresses are from
 the ranges for documentation (RFC 5737), and nobody is told. Packets leave for a gateway that drops
 what is of no connection of its own.
+
+A copy that runs before its connection comes does the connection's part again: its emulator
+translates code when it meets it, and translations are in no picture.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 24
 """More than the interpreter needs to specialize what it runs."""
+AGAIN = 3
+"""Rounds of a copy: code that runs the first time is translated, the second time it is joined."""
 _HERE, _THERE = 1, 2
 _SOURCE, _DESTINATION, _NEIGHBOUR, _GUEST = "192.0.2.1", "198.51.100.1", "203.0.113.1", "192.0.2.77"
 _NOBODYS_MAC = "02:fa:fa:00:00:00"
@@ -34,15 +39,28 @@ _MTU = 1500
 _INNER = bytes.fromhex("4500002000004000401100000000000000000000" + "03e80009000c0000" + "66616272")
 
 
-def rehearse(uplink: Uplink, perform: Callable[[Uplink, bytes], None]) -> None:
+def prepare(uplink: Uplink, perform: Callable[[bytes, Uplink], None]) -> None:
     """Have ``perform`` obey what a host says to a copy, until it is well practised. The uplink is
     nobody's before; afterwards it wants to be released."""
-    table = ForwardingTable(_HERE, 1, {(_THERE, 0): (NextHop(_THERE, _NEIGHBOUR, 1, _MTU, 1),)})
-    lines = encode(_identity()) + encode(_connection(table))
+    table = _table()
+    lines = encode(_identity()) + encode(_connection(table, _MTU))
     for _ in range(ROUNDS):
         uplink.release()
-        perform(uplink, lines)
+        perform(lines, uplink)
         _relay(table)
+
+
+def practise(overlay_mtu: int, perform: Callable[[bytes], None]) -> None:
+    """The same for one that is somebody already; ``overlay_mtu``: as it is."""
+    table = _table()
+    lines = encode(_connection(table, overlay_mtu))
+    for _ in range(AGAIN):
+        perform(lines)
+        _relay(table)
+
+
+def _table() -> ForwardingTable:
+    return ForwardingTable(_HERE, 1, {(_THERE, 0): (NextHop(_THERE, _NEIGHBOUR, 1, _MTU, 1),)})
 
 
 def _identity() -> Identify:
@@ -51,7 +69,7 @@ def _identity() -> Identify:
     )
 
 
-def _connection(table: ForwardingTable) -> Configure:
+def _connection(table: ForwardingTable, overlay_mtu: int) -> Configure:
     flow = FiveTuple(4, UDP, _SOURCE, 1000, _DESTINATION, 9)
     facts = ApplicationFacts(flow, 1, "/bin/true", ("true",), "root", 0, "/", None, 0)
     return Configure(
@@ -66,7 +84,7 @@ def _connection(table: ForwardingTable) -> Configure:
         table=table.to_json(),
         interfaces={_NEIGHBOUR: 1},
         port=PORT,
-        overlay_mtu=_MTU,
+        overlay_mtu=overlay_mtu,
         requested_at_us=1,
         host_now_us=1,
         facts=facts.to_json(),

@@ -23,6 +23,8 @@ RECEIVE_BUFFER = 4 * 1024 * 1024
 """Bytes of kernel buffer asked for: a TCP window's worth of bursts while Python is busy."""
 SEND_PATIENCE_MS = 100
 """ms to wait for a full send buffer before a batch is given up, as a full router queue would."""
+DEFAULT_HOP_LIMIT = -1
+"""What :meth:`Underlay.set_hop_limit` takes for the kernel's own (IP_TTL, ip(7))."""
 _RECEIVE_SIZE = 65536
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
@@ -65,6 +67,10 @@ class Underlay:
 
     def close(self) -> None:
         self._socket.close()
+
+    def set_hop_limit(self, hops: int) -> None:
+        """TTL of what is sent from now on."""
+        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
 
     def receive_burst(self) -> list[tuple[Buffer, str]]:
         """Datagrams waiting, with the address of the neighbour. Valid until the next call."""
