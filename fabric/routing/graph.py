@@ -40,7 +40,7 @@ class Graph:
 class Tree:
     """Best paths from one node to all others, by node index."""
 
-    __slots__ = ("_paths", "distance", "hops", "parent")
+    __slots__ = ("_paths", "distance", "hops", "parent", "spelled")
 
     def __init__(self, distance: list[int], hops: list[int], parent: list[int]) -> None:
         self.distance = distance
@@ -49,6 +49,8 @@ class Tree:
         self.parent = parent
         """The node before, on one best path; -1 where there is none."""
         self._paths: dict[int, list[int]] = {}
+        self.spelled: dict[int, list[int]] = {}
+        """What routing.rows made of the paths; as good as the tree itself."""
 
     def path(self, goal: int) -> list[int]:
         """The nodes after the root, ``goal`` last; not to be changed. Empty for the root itself,

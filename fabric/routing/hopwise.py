@@ -47,8 +47,9 @@ class ShortestRows:
         return (at for at, distance in enumerate(self.view.tree.distance) if 0 < distance < FAR)
 
     def follow(self, earlier: ShortestRows) -> set[int] | None:
-        """See Calculation."""
-        return self.view.moved_since(earlier.view)
+        """See Calculation. Whether a neighbour is free of loops is a matter of distances between
+        neighbours, whatever the destination."""
+        return None if self.view.near_moved else self.view.moved_since(earlier.view)
 
     def row(self, goal: int) -> Row | None:
         """Least sum of the metric; all equally good next hops, by node id, then interface."""

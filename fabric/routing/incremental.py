@@ -114,6 +114,23 @@ def _stale(old: Tree, changed: Changes, fixed: tuple[int, int], most: int) -> se
     return stale
 
 
+def differences(old: Tree, new: Tree) -> set[int]:
+    """Nodes whose paths in one tree are others than in another one with the same root."""
+    distance, hops, parent = new.distance, new.hops, new.parent
+    was = zip(old.distance, old.hops, old.parent, strict=True)
+    same = [
+        at
+        for at, (far, by, before) in enumerate(was)
+        if far == distance[at] and by == hops[at] and before == parent[at]
+    ]
+    moved = set(range(len(distance))).difference(same)
+    # What hangs on them has another path, too, even if it begins and weighs the same.
+    for node in sorted(same, key=distance.__getitem__):
+        if parent[node] in moved:
+            moved.add(node)
+    return moved
+
+
 class _Search:
     """The part of a tree that is searched again."""
 

@@ -132,6 +132,8 @@ class BoundedRows(PathRows):
             return None
         first, links = path[0], [self.view.position_to(path[0])]
         ids = self.view.graph.ids
+        if self.bounds.none:
+            return self._row(path, repair(self.view, goal, first, links))
         for banned, avoid in ((first, ()), (-1, links)):
             around = self._best(goal, banned, avoid) if banned != goal else []
             if around:

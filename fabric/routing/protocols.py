@@ -39,6 +39,8 @@ _CALCULATIONS: dict[str, Callable[[View, Definition, Previous], Calculation]] = 
     "source": lambda view, definition, _: SourceRows(view, definition),
     "bounded": BoundedRows,
 }
+_OF_THE_VIEW = ("spf", "widest", "deflect", "flood", "disjoint")
+"""Calculations that want nothing else of a definition: protocols with one view share their rows."""
 TREATMENTS = {
     "disjoint": REPLICATED,
     "disperse": DISPERSED,
@@ -83,11 +85,16 @@ def compute_table(
         known = None  # what others have found already is worth more
     atlas = Atlas(topology, node, known.atlas if known is not None else None, commons)
     routes: dict[str, Mapping[str, Row]] = {}
+    shared: dict[tuple[str, int], Rows] = {}
     for number, definition in sorted(protocols.items()):
         sticky = previous is not None and definition.calculation == "bounded"
         used = previous.known_paths(number) if previous is not None and sticky else {}
         earlier = known.rows(number, definition) if known is not None else None
-        routes[str(number)] = Rows(topology.graph, rows_of(atlas, definition, used), earlier)
+        kind, calculation = definition.calculation, rows_of(atlas, definition, used)
+        key = (kind, id(calculation.view) if kind in _OF_THE_VIEW else -number)
+        if key not in shared:
+            shared[key] = Rows(topology.graph, calculation, earlier)
+        routes[str(number)] = shared[key]
     document: dict[str, Any] = {
         "node": node,
         "version": version,

@@ -26,6 +26,8 @@ Row = list[Any]
 class Calculation(Protocol):
     """What a protocol's rows come from. Destinations are given by node index."""
 
+    view: View
+
     def goals(self) -> Iterator[int]:
         """Those that may have a row."""
 
@@ -137,9 +139,11 @@ def explicit(view: View, goal: int, failed: int, positions: list[int], protects:
     if protects and goal == failed:
         return []
     tree = view.without_node(failed) if protects else view.without_links(positions)
-    path = tree.path(goal)
-    if not 0 < len(path) <= MAX_PATH:
-        return []
-    ids = view.graph.ids
-    position = view.position_to(path[0], () if protects else positions)
-    return [position, protects, *(ids[at] for at in path)]
+    found = tree.spelled.get(goal)
+    if found is None:
+        path, ids = tree.path(goal), view.graph.ids
+        found = tree.spelled[goal] = []
+        if 0 < len(path) <= MAX_PATH:
+            position = view.position_to(path[0], () if protects else positions)
+            found += [position, protects, *[ids[at] for at in path]]
+    return found

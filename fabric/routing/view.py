@@ -6,15 +6,15 @@ where something changed. May import: routing. Stays on the host.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 
 from fabric.routing.commons import Search, Shared
 from fabric.routing.constraints import COST_BITS, WEIGHTS, bandwidth_of
 from fabric.routing.graph import FAR, Arc, Tree
-from fabric.routing.incremental import changes, updated
+from fabric.routing.incremental import changes, differences, updated
 from fabric.routing.spf import First, shortest_paths
-from fabric.routing.topology import Topology
+from fabric.routing.topology import Link, Topology
 
 
 class View:
@@ -53,6 +53,9 @@ class View:
         self.token = object()
         self._follows: object = None
         self._moved: set[int] = set()
+        self.near_moved = False
+        """Whether the root and its neighbours have other distances to each other than in the view
+        before."""
         self._shared = shared
         if shared is not None:
             self.weights = shared.weights
@@ -64,6 +67,9 @@ class View:
                 self.around[at] = self._links_of(at)
                 self.arcs[at] = [] if at in idle else self.around[at]
             self._follow(earlier, touched)
+            if "best" in earlier.__dict__ and earlier.graph.ends == self.graph.ends:
+                self.best = dict(earlier.best)
+                self._find_best(self.best, touched)
         else:
             self.around = [self._links_of(at) for at in range(len(self.graph.ids))]
             self.arcs = [[] if at in idle else arcs for at, arcs in enumerate(self.around)]
@@ -141,8 +147,8 @@ class View:
         return [(far, w, 0) for far, w in self.around[root]]
 
     def moved_since(self, earlier: View) -> set[int] | None:
-        """Nodes whose best paths, in any search, are other ones than in an earlier view; None:
-        nearly all, or it is not the view this one followed."""
+        """Nodes whose best paths, in any search, are other ones than in an earlier view; None: it
+        is not the view this one followed."""
         return self._moved if self._follows is earlier.token else None
 
     def same_as(self, earlier: View) -> bool:
@@ -160,31 +166,40 @@ class View:
             return
         changed = changes(earlier.arcs, self, touched)
         self.gone = {(here, there) for here, there, _ in changed.gone}
-        moved: set[int] = set()
-        for search, tree in earlier._trees.items():
-            first = self.first_of(search.root, search.cut)
-            if first != earlier.first_of(search.root, search.cut):
-                return
-            update = updated(tree, changed, search.root, first, search.banned)
-            if update is None:
-                self._trees.clear()
-                return
-            self._trees[search], others = update
-            moved |= others
         near = {self.root, *(far for far, _, _ in self.first)}
-        if not moved & near:
-            self._follows, self._moved = earlier.token, moved
+        for search, tree in earlier._trees.items():
+            first, update = self.first_of(search.root, search.cut), None
+            if first == earlier.first_of(search.root, search.cut):
+                update = updated(tree, changed, search.root, first, search.banned)
+            if update is None:
+                fresh = shortest_paths(self.arcs, search.root, first, search.banned)
+                update = fresh, differences(tree, fresh)
+            fresh, moved = update
+            self._trees[search] = fresh
+            self._moved |= moved
+            if search.root in near and moved & near:
+                self.near_moved |= any(tree.distance[n] != fresh.distance[n] for n in near)
+        self._follows = earlier.token
 
     @cached_property
     def best(self) -> dict[tuple[int, int], tuple[int, int]]:
         """(host, neighbour) → (weight, number) of the best link that counts between them."""
         found: dict[tuple[int, int], tuple[int, int]] = {}
-        for here, ends in enumerate(self.graph.ends):
-            for far, number in ends:
-                link = (self.weights[number], number)
-                if number not in self.shut and link < found.get((here, far), (FAR, 0)):
-                    found[here, far] = link
+        self._find_best(found, range(len(self.graph.ends)))
         return found
+
+    def _find_best(
+        self, found: dict[tuple[int, int], tuple[int, int]], nodes: Iterable[int]
+    ) -> None:
+        weights, shut = self.weights, self.shut
+        for here in nodes:
+            ends = self.graph.ends[here]
+            for far, _ in ends:
+                found.pop((here, far), None)
+            for far, number in ends:
+                link = (weights[number], number)
+                if number not in shut and link < found.get((here, far), (FAR, 0)):
+                    found[here, far] = link
 
     def path_weight(self, path: Sequence[int]) -> int:
         """The sum of weights along a path from the root."""
@@ -196,7 +211,14 @@ class View:
 
     def position_to(self, neighbour: int, avoid: Collection[int] = ()) -> int:
         """The best of the root's links to a neighbour."""
+        if not avoid:
+            return self._position_to[neighbour]
         return min((w, at) for far, w, at in self.first if far == neighbour and at not in avoid)[1]
+
+    @cached_property
+    def _position_to(self) -> dict[int, int]:
+        worst_first = sorted(((w, at, far) for far, w, at in self.first), reverse=True)
+        return {far: at for _, at, far in worst_first}
 
     def at_least(self, bandwidth_bps: int, earlier: View | None = None) -> View:
         """The same with wide enough links only."""
@@ -211,18 +233,13 @@ class View:
 
 def touched_nodes(earlier: View, later: View) -> set[int]:
     """Ends of links that count in one view and not, or not as the same object, in the other."""
-    sides = [
-        {
-            id(link): link
-            for number, link in enumerate(view.topology.links)
-            if number not in view.shut
-        }
-        for view in (earlier, later)
-    ]
+    one, other = _counting(earlier), _counting(later)
+    same = set(map(id, one)).intersection(map(id, other))
     index = later.graph.index
-    return {
-        index[end]
-        for one, other in (sides, sides[::-1])
-        for key in one.keys() - other.keys()
-        for end in (one[key].a, one[key].b)
-    }
+    differ = [link for link in (*one, *other) if id(link) not in same]
+    return {index[end] for link in differ for end in (link.a, link.b)}
+
+
+def _counting(view: View) -> Sequence[Link]:
+    links, shut = view.topology.links, view.shut
+    return [link for number, link in enumerate(links) if number not in shut] if shut else links

@@ -74,12 +74,10 @@ class WidestRows:
         for width, level in earlier._levels.items():
             self._levels[width] = self.view.at_least(width, level)
             others = self._levels[width].moved_since(level)
-            if others is None:
-                return None
+            if others is None or self._levels[width].near_moved:
+                return None  # alternates compare with distances between neighbours
             moved |= others
-        # Alternates compare with distances to the neighbours and to the root.
-        near = {self.view.root, *(far for far, _, _ in self._first)}
-        return None if moved & near else moved
+        return moved
 
     @cached_property
     def _reach(self) -> list[int]:
