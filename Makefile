@@ -37,7 +37,7 @@ check: ## lint, types, import law, unit tests: under a minute, no root
 soak: setup-test ## CONNECTIONS=1000 in SECONDS=1800 while things are killed by chance (SEED=1): nothing hangs, nothing stays
 	$(PYTHON) -m tests.vm.soak --connections $(CONNECTIONS) --seconds $(SECONDS) --seed $(SEED)
 
-bench: setup-test ## tables; spawning, rates, memory, forwarding, blackouts beside references; hours
+bench: setup-test ## tables; spawning, rates, memory, forwarding, blackouts, goodput beside references; hours
 	$(PYTHON) -m tests.bench.tables
 	.venv/bin/fabric bench spawn
 	.venv/bin/fabric bench rate
@@ -45,6 +45,7 @@ bench: setup-test ## tables; spawning, rates, memory, forwarding, blackouts besi
 	.venv/bin/fabric bench forward --profile
 	scripts/fetch.sh bench
 	.venv/bin/fabric bench blackout
+	.venv/bin/fabric bench goodput
 
 clean: ## remove what was built in this directory (not the image, not the packages)
 	rm -rf .venv .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -170,7 +170,7 @@ def rate(
     """
     from fabric.lab.bench import rate as benchmark
 
-    plan = benchmark.Plan(tier, _rates(rate), seconds, hops, pool, name)
+    plan = benchmark.Plan(tier, _decimals("--rate", rate), seconds, hops, pool, name)
     results = _measure(partial(benchmark.run, plan), benchmark.page, markdown, output)
     if output is Format.JSON:
         return
@@ -205,6 +205,31 @@ def blackout(
     if output is Format.JSON:
         return
     emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
+
+
+@app.command(epilog="Example: fabric bench goodput --bandwidth 4,100 --rounds 10 -o json")
+def goodput(
+    bandwidth: Annotated[
+        str, typer.Option(help="Of every link, Mb/s, one figure each, by commas.")
+    ] = "4,100",
+    rounds: Annotated[int, typer.Option(min=1, help="Streams per protocol and figure.")] = 10,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Of one stream.")] = 3.0,
+    name: NameOption = "bench",
+    markdown: MarkdownOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """What one stream gets of three paths (disperse), in units of the best single one.
+
+    Two TCP connections over the same links, in turns. The labs it makes are taken down whatever
+    happens.
+    """
+    from fabric.lab.bench import goodput as benchmark
+
+    plan = benchmark.Plan(_decimals("--bandwidth", bandwidth), rounds, seconds, name)
+    results = _measure(partial(benchmark.run, plan), benchmark.page, markdown, output)
+    if output is Format.JSON:
+        return
+    emit_table(benchmark.COLUMNS, benchmark.rows(results), empty="nothing was measured")
 
 
 def _measure(
@@ -269,11 +294,11 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         raise UserError(f"{option} {text}: whole numbers, separated by commas") from exc
 
 
-def _rates(text: str) -> tuple[float, ...]:
+def _decimals(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError as exc:
-        raise UserError(f"--rate {text}: numbers, separated by commas") from exc
+        raise UserError(f"{option} {text}: numbers, separated by commas") from exc
 
 
 def _stop(*_: object) -> None:

@@ -16,7 +16,7 @@ from fabric.errors import GuestFault, UserError
 from fabric.host.config import Limits
 from fabric.lab.bench.bed import Bed, emulator_pid
 from fabric.lab.bench.capture import Capture
-from fabric.lab.bench.rounds import Rounds, watched
+from fabric.lab.bench.rounds import Outcome, Rounds, watched
 from fabric.lab.builder import Progress
 from fabric.lab.spec import Options
 from fabric.routing.rules import TIERS
@@ -25,6 +25,9 @@ GUESTS = (1, 10, 50)
 MAX_GUESTS = Limits().guests
 BATCH = 4
 """Connections opened at once, and guests kept ready for them."""
+MISSES = 6
+"""Guests of one figure that may come from another tier, or fail, before the tier cannot be had. A
+copy fails now and then on a machine under load."""
 _KIB_PER_MIB = 1024
 
 
@@ -93,7 +96,7 @@ class Plan:
 
 def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]]:
     """Measure; one document per tier and number of guests. Raises what bringing up a lab raises,
-    and GuestFault when a guest is missing."""
+    and GuestFault when the tier cannot be had."""
     found: list[dict[str, Any]] = []
     for tier in plan.tiers:
         progress(f"{tier}: bringing up a lab")
@@ -105,23 +108,27 @@ def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]
                 rounds = Rounds(bed, capture, tier)
                 there = 0
                 for number in sorted(set(plan.guests)):
+                    misses = 0
                     while there < number:
-                        batch = min(BATCH, number - there)
                         rounds.await_tier()
-                        outcome = rounds.open(batch, target, tcp=False)
-                        _require(tier, batch, [sample.tier for sample in outcome.samples])
-                        there += batch
+                        outcome = rounds.open(min(BATCH, number - there), target, tcp=False)
+                        there += sum(sample.tier == tier for sample in outcome.samples)
+                        misses += _let_others_go(rounds, outcome, tier)
+                        if misses > MISSES:
+                            why = (*outcome.failures, *outcome.fallbacks, "no reason is known")[0]
+                            raise GuestFault(f"{misses} guests of tier {tier} were not had: {why}")
                     found.append(figure(tier, _footprints(bed)))
                     progress(f"{tier}: {number} guests, {found[-1]['per_guest_mib']} MiB each")
                 rounds.end()
     return found
 
 
-def _require(tier: str, number: int, got: list[str]) -> None:
-    if got != [tier] * number:
-        raise GuestFault(
-            f"{number} guests of tier {tier} were wanted, there are: {', '.join(got) or 'none'}"
-        )
+def _let_others_go(rounds: Rounds, outcome: Outcome, tier: str) -> int:
+    """End connections whose guests came from another tier; how many did, or did not come at all."""
+    pairs = zip(outcome.samples, outcome.seen, strict=True)
+    others = [seen.connection or 0 for sample, seen in pairs if sample.tier != tier]
+    rounds.drop(others)
+    return len(others) + len(outcome.failures)
 
 
 def _footprints(bed: Bed) -> list[Footprint]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +121,11 @@ class Rounds:
                 if time.monotonic() > deadline:
                     raise EnvironmentFault(f"connections that do not end: {left}")
                 list(pool.map(self._end, left))
+
+    def drop(self, connections: Iterable[int]) -> None:
+        """End these connections at the first host."""
+        for connection in connections:
+            self._end((self._first, f"{connection:016x}"))
 
     def _live(self, host: HostConfig) -> list[str]:
         views = self._bed.client(host).get("/v1/connections", live=True)
