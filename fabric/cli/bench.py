@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,9 @@ TierOption = Annotated[
 NameOption = Annotated[str, typer.Option(help="Of the labs it makes.")]
 MarkdownOption = Annotated[
     Path | None, typer.Option(help="Also write the tables to this file, as Markdown.")
+]
+PlotOption = Annotated[
+    Path | None, typer.Option(help="Also draw every value, ordered, into this file: an SVG.")
 ]
 Results = list[dict[str, Any]]
 STOPPED = 143
@@ -98,6 +102,7 @@ def spawn(
     count: Annotated[int, typer.Option(min=1, help="Spawns per figure, at least.")] = 30,
     name: NameOption = "bench",
     markdown: MarkdownOption = None,
+    plot: PlotOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """From a connection's first packet to its first fabric packet, beside QEMU started by hand.
@@ -118,6 +123,7 @@ def spawn(
         name,
     )
     results = _measure(partial(benchmark.run, plan), tables.page, markdown, output)
+    _draw("From a connection's first packet to its first fabric packet", tables, results, plot)
     if output is Format.JSON:
         return
     emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
@@ -188,6 +194,7 @@ def blackout(
     count: Annotated[int, typer.Option(min=1, help="Cuts per figure.")] = 20,
     name: NameOption = "bench",
     markdown: MarkdownOption = None,
+    plot: PlotOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """What a stream of 200 packets/s loses when a link on its path dies without a sign.
@@ -202,6 +209,7 @@ def blackout(
         count, _words(system) or benchmark.systems(), _words(cut) or tuple(benchmark.CUTS), name
     )
     results = _measure(partial(benchmark.run, plan), tables.page, markdown, output)
+    _draw("What a link that dies silently takes from a stream", tables, results, plot)
     if output is Format.JSON:
         return
     emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
@@ -249,6 +257,13 @@ def _measure(
     else:
         say(machine)
     return results
+
+
+def _draw(title: str, tables: ModuleType, results: Results, file: Path | None) -> None:
+    if file is not None:
+        from fabric.cli.plot import draw_distributions
+
+        draw_distributions(title, "ms", tables.series(results), file)
 
 
 def _begin() -> tuple[Options, dict[str, Any], str]:

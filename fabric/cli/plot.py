@@ -5,6 +5,7 @@ Owns: drawing. The only module that imports pygal, which is pure Python and writ
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,4 +36,36 @@ def draw_arrivals(result: dict[str, Any], file: Path) -> None:
     for each in result["protocols"]:
         points = [(at, 100 * part) for at, part in each.get("arrivals", ())]
         chart.add(each["protocol"], points)
+    file.write_bytes(chart.render())
+
+
+def draw_distributions(
+    title: str, unit: str, series: Mapping[str, Sequence[float]], file: Path
+) -> None:
+    """Every value of some series, ordered: how large (upwards, logarithmic) the smallest so many
+    percent (to the right) are. Values are positive; empty series are left out.
+
+    Raises OSError when the file cannot be written.
+    """
+    import pygal
+    from pygal.style import CleanStyle
+
+    chart = pygal.XY(
+        width=SIZE[0],
+        height=SIZE[1],
+        style=CleanStyle,
+        dots_size=2,
+        js=[],
+        logarithmic=True,
+        title=title,
+        x_title="% of all, from the smallest",
+        y_title=unit,
+        xrange=(0, 100),
+        truncate_legend=-1,
+    )
+    for name, values in series.items():
+        ordered = sorted(values)
+        points = [(100 * (at + 1) / len(ordered), value) for at, value in enumerate(ordered)]
+        if points:
+            chart.add(name, points)
     file.write_bytes(chart.render())

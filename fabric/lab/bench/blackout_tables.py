@@ -29,6 +29,16 @@ def rows(results: Iterable[dict[str, Any]]) -> list[Row]:
     ]
 
 
+def series(results: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
+    """Every blackout, ms, of each system and cut; none is shown as what one packet is."""
+    return {
+        f"{each['system']}, {each['cut']}": [
+            max(ms, 1000 / each["rate"]) for ms in each["series_ms"]
+        ]
+        for each in results
+    }
+
+
 def page(results: Sequence[dict[str, Any]]) -> str:
     """The tables, and the raw series."""
     lines = [markdown(COLUMNS, rows(results)), "", "Raw series, ms:", ""]

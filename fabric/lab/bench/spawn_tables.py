@@ -62,6 +62,16 @@ def memory_rows(results: Iterable[dict[str, Any]]) -> list[Row]:
     return [tuple(_cell(each[name]) for name in names) for each in results]
 
 
+def series(results: Iterable[dict[str, Any]]) -> dict[str, list[float]]:
+    """Every spawn, ms, of each tier, burst and number of hops, and of its reference."""
+    found = {}
+    for each in results:
+        name = f"{each['tier']}, burst {each['burst']}, hops {each['hops']}"
+        found[name] = [sample["total_ms"] for sample in each["series"]]
+        found[f"{name}, by hand"] = [sample["total_ms"] for sample in each["reference_series"]]
+    return found
+
+
 def page(results: Sequence[dict[str, Any]]) -> str:
     """All tables of spawning as Markdown."""
     text = "### Spawning\n\n" + markdown(COLUMNS, rows(results))
