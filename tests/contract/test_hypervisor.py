@@ -138,3 +138,36 @@ def test_a_domain_can_be_given_another_mark(hypervisor: Hypervisor) -> None:
 
 def test_a_hypervisor_says_whether_it_is_alive(hypervisor: Hypervisor) -> None:
     assert hypervisor.is_alive()
+
+
+class Dead:
+    """A libvirt connection whose daemon was killed."""
+
+    def isAlive(self) -> bool:  # noqa: N802 - libvirt's name
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_daemon_that_came_back_is_told_once_whoever_noticed_first() -> None:
+    hypervisor = LibvirtHypervisor("test:///default")
+    told: list[DomainEvent] = []
+    back = threading.Event()
+
+    def watcher(event: DomainEvent, _name: str, _uuid: str) -> None:
+        told.append(event)
+        back.set()
+
+    hypervisor.watch(watcher)
+    try:
+        assert told == [], "the first connection is no return"
+        hypervisor._connection = Dead()
+        assert hypervisor.is_alive(), "a call found it dead, and connected again"
+        hypervisor._on_close(None, 0, None)  # libvirt's own callback, behind it
+        assert back.wait(10)
+        assert hypervisor.is_alive()
+        time.sleep(0.2)
+        assert told == [DomainEvent.RECONNECTED]
+    finally:
+        hypervisor.close()

@@ -87,10 +87,14 @@ def test_a_silent_cut_is_measured_and_restored(checked: Lab) -> None:
 
 def test_an_interrupted_check_restores_the_link(checked: Lab) -> None:
     words = ("check", "--only", "cut")
-    with checked.begin(*words) as process:
-        wait_for("the cut", lambda: link(checked, "h2-h4")["cut"], 60)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) not in (0, 3)
+    for _ in range(3):
+        with checked.begin(*words) as process:
+            wait_for("the cut", lambda: link(checked, "h2-h4")["cut"], 60)
+            process.send_signal(signal.SIGINT)
+            code = process.wait(30)
+        if code != 3:
+            break  # else it was over, with a warning, before the signal came
+    assert code not in (0, 3)
     assert not link(checked, "h2-h4")["cut"]
     assert checked.run("h1", "ping", "-c", "1", "-W", "60", "h4").returncode == 0
 

@@ -103,6 +103,8 @@ class LibvirtHypervisor:
         self._watchers: list[Watcher] = []
         self._closed = False
         self._reconnecting = False
+        self._served = False
+        """Whether there was a connection before."""
 
     def __enter__(self) -> Self:
         self._connected()
@@ -268,6 +270,11 @@ class LibvirtHypervisor:
             except libvirt.libvirtError as exc:
                 raise self._translated(exc, "connecting") from exc
             self._connection, self._lost_at = connection, None
+            if self._served:
+                # Perhaps to a call that closed the dead one before libvirt's callback came.
+                told = (DomainEvent.RECONNECTED, "", "")
+                threading.Thread(target=self._tell, args=told, name="libvirt-back").start()
+            self._served = True
             return connection
 
     def _drop(self) -> None:
@@ -286,15 +293,12 @@ class LibvirtHypervisor:
 
     def _reconnect(self) -> None:
         while not self._closed:
-            try:
+            with contextlib.suppress(HypervisorDown):
                 self._connected()
-            except HypervisorDown:
-                time.sleep(RECONNECT_PAUSE)
-                continue
-            break
+                break
+            time.sleep(RECONNECT_PAUSE)
         with self._lock:
             self._reconnecting = False
-        self._tell(DomainEvent.RECONNECTED, "", "")
 
     def _on_lifecycle(
         self, _connection: object, domain: Any, event: int, _detail: int, _opaque: object
