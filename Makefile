@@ -22,8 +22,8 @@ demo: setup ## a connection across real guests, twice, with different needs
 	@$(PYTHON) examples/demo.py
 
 test: setup-test ## every test, on real guests too
-	$(PYTHON) -m pytest -n auto -m "not root and not vm"
-	$(PYTHON) -m pytest -m "root or vm" --durations=25
+	$(PYTHON) -m pytest -n auto --dist loadfile -m "not vm"
+	$(PYTHON) -m pytest -m vm --durations=25
 
 test-tiers: setup-test ## the claim, guests appearing in every way there is
 	FABRIC_TEST_TIERS="prepared template cold warm" $(PYTHON) -m pytest tests/vm/test_claim.py
