@@ -17,10 +17,15 @@ from fabric.wire.control import Decoder, encode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fabric.wire.control import Message
+    from fabric.wire.packet import Buffer
 
 MAX_PENDING = 1024 * 1024
 """Bytes kept for a host that does not read; beyond it the newest news is dropped, never memory."""
 _READ_SIZE = 65536
+# Made when this is loaded: 64 KiB allocated at each read would have the kernel move the heap's end,
+# and under emulation that costs a copy as much before its first packet as taking its address.
+_buffer = bytearray(_READ_SIZE)
+_view = memoryview(_buffer)
 
 
 class Channel:
@@ -74,16 +79,19 @@ class Channel:
         messages: list[Message] = []
         while True:
             try:
-                data = os.read(self._fd, _READ_SIZE)
+                size = os.readv(self._fd, (_buffer,))
             except BlockingIOError:
                 return messages, True
             except OSError:
                 return messages, False
-            if not data:
+            if not size:
                 return messages, False
-            messages += self.decode(data)
+            messages += self.decode(_view[:size])
+            # Whether more is there, the next poll tells for less than an exception costs.
+            if not self._decoder.unfinished:
+                return messages, True
 
-    def decode(self, data: bytes) -> list[Message]:
+    def decode(self, data: Buffer) -> list[Message]:
         """Messages completed by ``data``."""
         messages: list[Message] = []
         while True:

@@ -58,6 +58,10 @@ SETTLE = 3.0
 BREATH = 0.02
 """Seconds between two looks at the clock of a guest that waits to be saved: its copies' clocks may
 be late by as much, at first."""
+HEAP = 120_000
+"""Bytes of heap that are written to before the guest is saved: a copy must not be the first to. One
+piece from the heap itself: larger ones have a mapping of their own (mallopt(3), M_MMAP_THRESHOLD).
+"""
 _READ = select.EPOLLIN
 _WRITE = select.EPOLLIN | select.EPOLLOUT
 
@@ -287,6 +291,7 @@ class Agent:
         uplink.forget()
         with self._rehearsal():
             prepare(uplink, self._rehearse)
+        bytes([1]) * HEAP
         door.shut(self._run)
         quiesced = uplink.release()
         self._nobody = uplink

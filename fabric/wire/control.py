@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from fabric.wire.packet import Buffer
+
 MAX_LINE = 8 * 1024 * 1024
 """Bytes of one message: the table of a 10 000-node topology with four protocols is below 4 MiB."""
 
@@ -260,7 +262,12 @@ class Decoder:
         self._ready: list[Message] = []
         self._max_line = max_line
 
-    def feed(self, data: bytes) -> list[Message]:
+    @property
+    def unfinished(self) -> bool:
+        """A line has begun to come whose end is not there yet."""
+        return bool(self._pending)
+
+    def feed(self, data: Buffer) -> list[Message]:
         """Messages completed by ``data``. An error costs the offending line only: messages before
         and behind it come with the next call."""
         self._pending += data

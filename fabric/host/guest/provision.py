@@ -43,10 +43,14 @@ EXPLAIN_TIMEOUT = 5.0
 AGENT_PATH = "/run/fabric/agent.pyz"
 AGENT_LOG = "/run/fabric/agent.log"
 
+# Some heap ahead, and none given back (mallopt(3)): moving the heap's end is the kernel's longest
+# way to do little, and a copy would walk it before its first packet.
+_HEAP = "MALLOC_TOP_PAD_=262144 MALLOC_TRIM_THRESHOLD_=4194304"
+
 # Arrives under another name first, so that a torn transfer is never started.
 _START_AGENT = (
     f"cat > {AGENT_PATH}.new && mv {AGENT_PATH}.new {AGENT_PATH} && "
-    f"{{ setsid /usr/bin/python3 -I -S {AGENT_PATH} >{AGENT_LOG} 2>&1 </dev/null & }}"
+    f"{{ {_HEAP} setsid /usr/bin/python3 -I -S {AGENT_PATH} >{AGENT_LOG} 2>&1 </dev/null & }}"
 )
 
 # What dropbear and paramiko share that costs the fewest instructions under emulation.
