@@ -59,9 +59,8 @@ BREATH = 0.02
 """Seconds between two looks at the clock of a guest that waits to be saved: its copies' clocks may
 be late by as much, at first."""
 HEAP = 120_000
-"""Bytes of heap that are written to before the guest is saved: a copy must not be the first to. One
-piece from the heap itself: larger ones have a mapping of their own (mallopt(3), M_MMAP_THRESHOLD).
-"""
+"""Bytes of heap that are written to before the guest is saved, so that no copy is the first to; as
+much as malloc takes from the heap in one piece (mallopt(3), M_MMAP_THRESHOLD)."""
 _READ = select.EPOLLIN
 _WRITE = select.EPOLLIN | select.EPOLLOUT
 

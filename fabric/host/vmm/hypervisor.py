@@ -103,8 +103,7 @@ class LibvirtHypervisor:
         self._watchers: list[Watcher] = []
         self._closed = False
         self._reconnecting = False
-        self._served = False
-        """Whether there was a connection before."""
+        self._served = False  # whether there was a connection before
 
     def __enter__(self) -> Self:
         self._connected()
@@ -270,8 +269,7 @@ class LibvirtHypervisor:
             except libvirt.libvirtError as exc:
                 raise self._translated(exc, "connecting") from exc
             self._connection, self._lost_at = connection, None
-            if self._served:
-                # Perhaps to a call that closed the dead one before libvirt's callback came.
+            if self._served:  # perhaps to a call that closed the dead one before libvirt's word
                 told = (DomainEvent.RECONNECTED, "", "")
                 threading.Thread(target=self._tell, args=told, name="libvirt-back").start()
             self._served = True
