@@ -63,9 +63,10 @@ def build_api(
         found = orchestrator.connections.find(label)
         if not found:
             raise HTTPException(404, f"no connection {label} on {orchestrator.config.host}")
-        if len(found) > 1:
-            raise HTTPException(409, f"{len(found)} connections start with {label}")
-        return found[0]
+        if (several := len({each.label for each in found})) > 1:
+            raise HTTPException(409, f"{several} connections start with {label}")
+        # Late packets may have brought one back that is remembered as ended, too.
+        return next((each for each in found if each.state is not State.CLOSED), found[0])
 
     @app.get("/v1/connections/{connection}", summary="One connection")
     async def get_connection(connection: str) -> views.ConnectionView:

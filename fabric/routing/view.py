@@ -162,7 +162,7 @@ class View:
 
     def _follow(self, earlier: View, touched: set[int]) -> None:
         """Bring the searches of an earlier view up to date."""
-        if self.first != earlier.first:
+        if [(far, at) for far, _, at in self.first] != [(far, at) for far, _, at in earlier.first]:
             return
         changed = changes(earlier.arcs, self, touched)
         self.gone = {(here, there) for here, there, _ in changed.gone}
@@ -179,7 +179,8 @@ class View:
             self._moved |= moved
             if search.root in near and moved & near:
                 self.near_moved |= any(tree.distance[n] != fresh.distance[n] for n in near)
-        self._follows = earlier.token
+        if self.first == earlier.first:  # else rows are other ones, whatever the searches say
+            self._follows = earlier.token
 
     @cached_property
     def best(self) -> dict[tuple[int, int], tuple[int, int]]:

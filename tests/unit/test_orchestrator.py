@@ -9,9 +9,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from fabric.errors import SpawnFailed
+from fabric.host.api import build_api
 from fabric.host.config import HostConfig, Limits
 from fabric.host.control.announcer import Announcement
 from fabric.host.control.capacity import MINIMUM_BURST
@@ -737,5 +739,31 @@ def test_an_announcement_follows_the_path_it_names() -> None:
         relay.intake.on_underlay([(told.encode(made, 9), "172.31.0.0")])
         await settle()
         assert [(to, said["path"]) for to, said in spoken(relay)] == [("172.31.0.0", [3, 4])]
+
+    run(story())
+
+
+def test_a_connection_that_late_packets_brought_back_can_be_ended_again() -> None:
+    async def story() -> None:
+        world = World(node=2)
+        world.arrive("172.31.0.0", syn())
+        await settle()
+        nothing: Any = None
+        app = build_api(world.orchestrator, nothing, nothing, nothing, nothing)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+            first = world.only()
+            url = f"/v1/connections/{first.label}"
+            assert (await client.delete(url)).status_code == 202
+            assert first.state is State.CLOSED
+            world.arrive("172.31.0.0", syn())
+            await settle()
+            second = world.only()
+            assert second is not first and second.id == first.id
+            world.orchestrator.connections.remove(first)
+            assert world.only() is second, "the former one's end is not this one's"
+            assert (await client.delete(url)).status_code == 202
+            assert not list(world.orchestrator.connections)
+            assert world.guests.destroyed == ["g1", "g2"]
 
     run(story())

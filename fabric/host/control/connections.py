@@ -201,9 +201,10 @@ class ConnectionTable:
         return self._by_flow.get(flow)
 
     def remove(self, connection: Connection) -> None:
-        """Move it to the history."""
-        if self._by_id.pop(connection.id, None) is None:
+        """Move it to the history; nothing is done to another one that has its id by now."""
+        if self._by_id.get(connection.id) is not connection:
             return
+        del self._by_id[connection.id]
         flow = connection.local_flow
         if flow is not None and self._by_flow.get(flow) is connection:
             del self._by_flow[flow]

@@ -119,7 +119,8 @@ class Rounds:
         with ThreadPoolExecutor(DESTROYERS) as pool:
             while left := [(host, id_) for host in self._bed.hosts for id_ in self._live(host)]:
                 if time.monotonic() > deadline:
-                    raise EnvironmentFault(f"connections that do not end: {left}")
+                    which = ", ".join(f"{id_} on {host.host}" for host, id_ in left)
+                    raise EnvironmentFault(f"connections that do not end: {which}")
                 list(pool.map(self._end, left))
 
     def drop(self, connections: Iterable[int]) -> None:
