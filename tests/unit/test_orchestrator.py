@@ -764,6 +764,6 @@ def test_a_connection_that_late_packets_brought_back_can_be_ended_again() -> Non
             assert world.only() is second, "the former one's end is not this one's"
             assert (await client.delete(url)).status_code == 202
             assert not list(world.orchestrator.connections)
-            assert world.guests.destroyed == ["g1", "g2"]
+            assert len(world.guests.destroyed) == 2
 
     run(story())
