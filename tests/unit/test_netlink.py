@@ -94,9 +94,16 @@ def test_a_rate_is_applied_and_removed(names: tuple[str, str]) -> None:
                 ["tc", "-n", names[0], "-j", "qdisc", "show", "dev", "v0"],
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
-            qdisc = json.loads(done.stdout)[0]
-            assert qdisc["kind"] == "tbf"
-            assert qdisc["options"]["rate"] == rate // 8
+            assert json.loads(done.stdout)[0]["kind"] == "htb"
+            shown = subprocess.run(
+                ["tc", "-n", names[0], "class", "show", "dev", "v0"],
+                check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            classes = {line.split()[2]: line for line in shown.stdout.splitlines()}
+            assert set(classes) == {"fab:1", "fab:17", "fab:20"}
+            ceiling = f"ceil {rate // 1_000_000}Mbit"
+            assert all(ceiling in line for line in classes.values()), classes
+            assert "prio 0" in classes["fab:17"] and "prio 1" in classes["fab:20"]
         for _ in range(2):
             net.set_rate("v0", 0)
         with pytest.raises(NameUnknown):

@@ -39,6 +39,10 @@ WAKES_PER_CPU = 1
 """Copies waking up at once per processor. They do nothing but compute: more at once would only make
 those that came first wait for those that came last."""
 
+CLAIMS_PER_CPU = 8
+"""Running copies being configured at once per processor: a few ms of work each, then they wait for
+the host."""
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -96,10 +100,14 @@ class Supply:
             copier = Copier(steps, keeper)
             wakes = asyncio.Semaphore(WAKES_PER_CPU * cpus)
             around = _Surroundings(slots, keeper)
-            kinds: tuple[type[PooledTier], ...] = (WarmTier, PreparedTier)
-            for kind in kinds:
+            claims = asyncio.Semaphore(CLAIMS_PER_CPU * cpus)
+            kinds: dict[type[PooledTier], asyncio.Semaphore] = {
+                WarmTier: claims,
+                PreparedTier: wakes,
+            }
+            for kind, at_once in kinds.items():
                 if kind.name in pooled:
-                    self._add_pooled(kind, copier, wakes, around)
+                    self._add_pooled(kind, copier, at_once, around)
             copies = asyncio.Semaphore(COPIES_PER_CPU * cpus)
             self._tiers[TemplateTier.name] = TemplateTier(copier, copies, wakes)
         self._tiers[ColdTier.name] = self.cold

@@ -1,7 +1,7 @@
 """One end of one link: the socket, the session and the meter behind it.
 
-Owns: Prober. May import: errors, wire, routing. Everything is driven from outside: nothing in here
-waits.
+Owns: Prober. May import: errors, wire, routing, host.network.shaping. Everything is driven from
+outside: nothing in here waits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Any
 
 from fabric.errors import ConfigError, Conflict, WireError
+from fabric.host.network.shaping import CONTROL_PRIORITY
 from fabric.routing.bfd import Session, Timing
 from fabric.routing.link_meter import LinkMeter
 from fabric.routing.topology import Neighbour
@@ -34,8 +35,8 @@ GRACE_US = 10_000_000
 """µs after our start in which a neighbour never heard counts as still to come, not as dead."""
 MAX_TTL = 255
 """Of probes: what arrives with less came over a router, so from no neighbour (RFC 5082)."""
-_PRIORITY = 7
-"""TC_PRIO_CONTROL: before everything else that waits for the link."""
+_NETWORK_CONTROL = 0xC0
+"""TOS of class selector 6 (RFC 2474), where routers keep what routing needs."""
 _SO_TIMESTAMPNS = 35
 _IP_RECVTTL = 12
 _TIMESPEC, _INT = Struct("=qq"), Struct("=i")
@@ -303,7 +304,8 @@ def _open(neighbour: Neighbour, interface: str) -> socket.socket:
         udp.setblocking(False)
         udp.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, MAX_TTL)
         udp.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _PRIORITY)
+        udp.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _NETWORK_CONTROL)  # before its priority
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, CONTROL_PRIORITY)
         udp.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         udp.bind((neighbour.local_address, PORT))

@@ -1,7 +1,7 @@
 """Links, addresses, routes and neighbours, through one netlink socket per namespace.
 
 Owns: everything this project asks of rtnetlink and of /proc/sys/net. The only importer of pyroute2
-(lazily: it costs 200 ms). May import: errors, host.network.{link_info,netns}.
+(lazily: it costs 200 ms). May import: errors, host.network.{link_info,netns,shaping}.
 
 Each :class:`Netlink` has a thread of its own. A thread can stand in another network namespace than
 its process, so the socket and /proc/sys are simply opened there; and pyroute2 runs an event loop
@@ -20,20 +20,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from fabric.errors import FabricError, NameUnknown, ToolMissing
+from fabric.host.network import shaping
 from fabric.host.network.link_info import LinkInfo, Traffic, link_info, link_traffic
 from fabric.host.network.netns import enter_netns, translate
 
 _NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
 _NTF_MASTER, _NTF_STICKY = 0x04, 0x40
 _IFA_F_NODAD = 0x02
-
-# Token bucket: a burst of 10 ms at full rate, but never less than one 64 KiB GSO packet, which tbf
-# would otherwise have to segment; and at most 50 ms of queue before it drops.
-_BURST_SECONDS = 0.01
-_MIN_BURST_BYTES = 65536
-_QUEUE_SECONDS = 0.05
-_TBF_HANDLE = 0xFAB0000  # "fab:"; by this handle we know the discipline as ours
-_TC_H_ROOT = 0xFFFFFFFF
 
 T = TypeVar("T")
 
@@ -76,8 +69,10 @@ class Netlink:
             enter_netns(self.netns)
         try:
             from pyroute2 import IPRoute
+            from pyroute2.netlink.rtnl.tcmsg import plugins, sched_pfifo
         except ImportError as exc:
             raise ToolMissing("the Python package pyroute2", cure="run make setup") from exc
+        plugins.setdefault("bfifo", sched_pfifo)  # the same parameter, in bytes
         self._route = IPRoute()
 
     def _in_namespace(self, what: str, action: Callable[[], T]) -> T:
@@ -223,22 +218,10 @@ class Netlink:
         return self._in_namespace("count", dump)
 
     def set_rate(self, name: str, bits_per_second: int) -> None:
-        """Limit what leaves through ``name`` (token bucket filter); 0 removes the limit."""
+        """Limit what leaves through ``name``, see :mod:`host.network.shaping`; 0: no limit."""
 
         def change() -> None:
-            index = _index(name)
-            if bits_per_second == 0:
-                # Deleting the kernel's default discipline is an error, so look first.
-                limits = [q for q in self._route.get_qdiscs(index) if q["handle"] == _TBF_HANDLE]
-                if limits:
-                    self._route.tc("del", index=index, parent=_TC_H_ROOT)
-                return
-            rate = bits_per_second // 8
-            burst = max(_MIN_BURST_BYTES, int(rate * _BURST_SECONDS))
-            limit = burst + max(_MIN_BURST_BYTES, int(rate * _QUEUE_SECONDS))
-            self._route.tc(
-                "replace", "tbf", index, handle=_TBF_HANDLE, rate=rate, burst=burst, limit=limit
-            )
+            shaping.shape(self._route, _index(name), bits_per_second)
 
         self._in_namespace(f"set rate of {name}", change)
 
