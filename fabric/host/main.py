@@ -41,7 +41,6 @@ from fabric.host.store.opening import open_store
 from fabric.host.views import Status
 from fabric.host.vmm import libvirtd
 from fabric.host.vmm.acceleration import Acceleration, QemuBooter, probe
-from fabric.host.vmm.hypervisor import LibvirtHypervisor
 from fabric.host.vmm.image import GuestImage, load_image
 from fabric.routing.policy import Policy
 from fabric.routing.topology import Topology
@@ -83,8 +82,7 @@ async def serve(config: HostConfig) -> None:
     async with AsyncExitStack() as stack:
         events = EventLog(config.host, clock.unix_us, config.host_dir / "events.jsonl")
         stack.callback(events.close)
-        revive = libvirtd.revive if config.libvirt_uri == libvirtd.SYSTEM_URI else None
-        hypervisor = LibvirtHypervisor(config.libvirt_uri, revive=revive)
+        hypervisor = libvirtd.hypervisor(config.libvirt_uri, patient=True)
         stack.callback(hypervisor.close)
         topology = Topology.from_json(config.topology)
         kernel = stack.enter_context(KernelDatapath(config, topology))

@@ -55,9 +55,9 @@ class Machine:
     @classmethod
     def real(cls, libvirt_uri: str) -> Machine:
         """This machine with its libvirt."""
-        from fabric.host.vmm.hypervisor import LibvirtHypervisor
+        from fabric.host.vmm import libvirtd
 
-        return cls(lambda: LibvirtHypervisor(libvirt_uri), stale_templates=stale_templates)
+        return cls(lambda: libvirtd.hypervisor(libvirt_uri), stale_templates=stale_templates)
 
     def world(self) -> World:
         return World(self.open_hypervisor, netns_files=self.netns_files)

@@ -6,13 +6,17 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fabric.host.vmm import libvirtd, stillborn
 from fabric.host.vmm.libvirtd import Former
+from fabric.host.vmm.stillborn import STATUS_DIRECTORY
 from tests.vm.conftest import lab
 from tests.vm.lab import ROOT, Lab, qemu_pid, wait_for
 
@@ -243,3 +247,41 @@ def test_guests_and_connections_survive_libvirtd(line: Lab, tmp_path: Path) -> N
         assert not named(line, "guest-lost", number)
         assert line.run("h1", "ping", "-c", "1", "-W", "60", "h2").returncode == 0
     in_order(line)
+
+
+def test_a_start_that_libvirtd_did_not_live_to_finish(
+    line: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is after libvirtd was killed between noting a domain and starting its QEMU."""
+    if not ours_to_kill():
+        pytest.skip("this machine's libvirtd is somebody else's")
+    line.wait_for_guests_kept_ready("prepared")
+    waiting = next(name for name in line.domains() if "-h1-" in name)
+    unborn = f"fabric-{line.name}-h1-g99"
+    text = (STATUS_DIRECTORY / f"{waiting}.xml").read_text().replace(waiting, unborn)
+    text = re.sub(r"<uuid>.*?</uuid>", f"<uuid>{uuid.uuid4()}</uuid>", text)
+    text = re.sub(r"(<domstatus .*) pid='\d+'>", r"\1 pid='0'>", text)
+    text = re.sub(r"<job .*/>", "<job type='none' async='start' flags='0x1'/>", text)
+    with stopped(orchestrators(line).values()):  # or they would start it, and know better
+        (STATUS_DIRECTORY / f"{unborn}.xml").write_text(text)
+        kill(int(LIBVIRTD.read_text()))
+        monkeypatch.setattr(stillborn, "forget_all", lambda: None)
+        assert libvirtd.revive()
+        assert unborn in line.domains(), "libvirt does not believe in it: the test proves nothing"
+        believing = int(LIBVIRTD.read_text())
+    line.fabric("gc", "--lab", line.name)  # if they have not found it by themselves
+    wait_for("its end", lambda: unborn not in line.domains())
+    assert int(LIBVIRTD.read_text()) != believing
+    in_order(line)
+
+
+@contextmanager
+def stopped(pids: Iterable[int]) -> Iterator[None]:
+    pids = list(pids)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)

@@ -78,11 +78,19 @@ def list_netns() -> list[str]:
 def libvirt_process() -> Path | None:
     """/proc/PID of the daemon that makes the taps, in the network namespace it stands in; None
     where none runs."""
-    for file in _LIBVIRT_PIDS:
-        with suppress(OSError, ValueError):
-            process = Path(f"/proc/{int(file.read_text())}")
-            if process.exists():
-                return process
+    file = libvirt_pid_file()
+    return None if file is None else _process_of(file)
+
+
+def libvirt_pid_file() -> Path | None:
+    """Written by that daemon when it started, before it looked at anything."""
+    return next((file for file in _LIBVIRT_PIDS if _process_of(file) is not None), None)
+
+
+def _process_of(pid_file: Path) -> Path | None:
+    with suppress(OSError, ValueError):
+        process = Path(f"/proc/{int(pid_file.read_text())}")
+        return process if process.exists() else None
     return None
 
 

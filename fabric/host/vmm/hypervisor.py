@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,7 @@ import libvirt_qemu
 
 from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
 from fabric.host.process import Process
-from fabric.host.vmm import migration, remains
+from fabric.host.vmm import migration, remains, stillborn
 from fabric.host.vmm.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark_element
 from fabric.host.vmm.domains import DomainEvent, DomainHandle, Hypervisor, OwnedDomain, Watcher
 
@@ -90,13 +90,18 @@ class LibvirtHypervisor:
     """:class:`Hypervisor` over libvirt-python. Acquires nothing until first used."""
 
     def __init__(
-        self, uri: str = "qemu:///system", *, revive: Callable[[], bool] | None = None
+        self,
+        uri: str = "qemu:///system",
+        *,
+        revive: Callable[[], bool] | None = None,
+        renew: Callable[[], bool] | None = None,
     ) -> None:
         """``revive``: has a libvirtd that went away started again if that is for us to do; whether
-        one answers. May raise FabricError, and block. With it, a libvirtd that is not there at
-        first counts as one that just went away."""
+        one answers. With it, a libvirtd that is not there at first counts as one that just went
+        away. ``renew``: has the one that runs stopped and started, if that is for us to do; whether
+        it was. Both may raise FabricError, and block."""
         self.uri = uri
-        self._revive = revive
+        self._revive, self._renew = revive, renew
         self._lost_at = None if revive is None else time.monotonic()
         self._lock = threading.RLock()
         self._connection: Any = None
@@ -120,18 +125,14 @@ class LibvirtHypervisor:
     def create(self, xml: str, *, paused: bool = False) -> DomainHandle:
         name = domain_name_of(xml)
         connection = self._connected()
-        try:
+        with self._doing(f"creating {name}"):
             domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
             return DomainHandle(name, domain.UUIDString(), self._pid(name), time.time())
-        except libvirt.libvirtError as exc:
-            raise self._translated(exc, f"creating {name}") from exc
 
     def resume(self, name: str) -> None:
         domain = self._existing(name)
-        try:
+        with self._doing(f"resuming {name}"):
             domain.resume()
-        except libvirt.libvirtError as exc:
-            raise self._translated(exc, f"resuming {name}") from exc
 
     def save_state(self, name: str, path: Path) -> None:
         domain = self._existing(name)
@@ -152,23 +153,22 @@ class LibvirtHypervisor:
     def wake(self, name: str) -> None:
         domain = self._existing(name)
         migration.load(self._monitor(domain, name))
-        try:
+        with self._doing(f"resuming {name}"):
             domain.resume()
-        except libvirt.libvirtError as exc:
-            raise self._translated(exc, f"resuming {name}") from exc
 
     def assign(self, name: str, mark: str) -> None:
         domain = self._existing(name)
         element, key = libvirt.VIR_DOMAIN_METADATA_ELEMENT, "fabric"
-        try:
+        with self._doing(f"marking {name}"):
             domain.setMetadata(element, mark, key, OWNER_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-        except libvirt.libvirtError as exc:
-            raise self._translated(exc, f"marking {name}") from exc
 
     def destroy(self, name: str) -> None:
         process = self._process(name)
         taps: list[str] = []
         domain = self._lookup(name)
+        if domain is not None and self.uri.startswith("qemu:") and stillborn.is_stillborn(name):
+            self._bury(name)
+            domain = self._lookup(name)
         if domain is None and process is not None:
             # Its libvirtd died before it had noted what it started, and nobody knows it any more.
             remains.kill(process)
@@ -191,10 +191,8 @@ class LibvirtHypervisor:
 
     def list_owned(self, lab: str | None = None, host: str | None = None) -> list[OwnedDomain]:
         connection = self._connected()
-        try:
+        with self._doing("listing domains"):
             domains = connection.listAllDomains(0)
-        except libvirt.libvirtError as exc:
-            raise self._translated(exc, "listing domains") from exc
         found: list[OwnedDomain] = []
         for domain in domains:
             # A domain may end between the list and the question: then it is simply not there.
@@ -322,15 +320,13 @@ class LibvirtHypervisor:
             command: str, arguments: Mapping[str, Any] | None = None, files: Sequence[int] = ()
         ) -> Any:
             line = json.dumps({"execute": command, "arguments": arguments or {}})
-            try:
+            with self._doing(f"{command} in {name}"):
                 # Without descriptors the plain call: the other needs libvirt 8.2.
                 if files:
                     answer = libvirt_qemu.qemuMonitorCommandWithFiles(domain, line, list(files), 0)
                     answer = answer[0] if isinstance(answer, tuple | list) else answer
                 else:
                     answer = libvirt_qemu.qemuMonitorCommand(domain, line, 0)
-            except libvirt.libvirtError as exc:
-                raise self._translated(exc, f"{command} in {name}") from exc
             document = json.loads(answer)
             if "error" in document:
                 raise SpawnFailed(f"{command} in {name}: {document['error'].get('desc')}")
@@ -339,6 +335,15 @@ class LibvirtHypervisor:
         return execute
 
     # -- absence -------------------------------------------------------------------------------
+
+    def _bury(self, name: str) -> None:
+        stillborn.forget(name)
+        if self._renew is None or not self._renew():
+            raise SpawnFailed(
+                f"{self.uri}: the libvirtd that was starting {name} died, and its successor holds "
+                "on to the start",
+                cure="`systemctl restart libvirtd` (guests run on), then `fabric gc`",
+            )
 
     def _lookup(self, name: str) -> Any:
         try:
@@ -376,6 +381,13 @@ class LibvirtHypervisor:
             return int((_PID_DIRECTORY / f"{name}.pid").read_text())
         except (OSError, ValueError):
             return None
+
+    @contextlib.contextmanager
+    def _doing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except libvirt.libvirtError as exc:
+            raise self._translated(exc, what) from exc
 
     def _translated(self, exc: Any, doing: str) -> FabricError:
         code, text = exc.get_error_code(), str(exc)

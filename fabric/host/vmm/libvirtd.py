@@ -1,8 +1,8 @@
 """A running libvirt, where none is supervised.
 
 Owns: starting ``libvirtd`` and ``virtlogd`` when nothing answers, on machines without an init
-system that would, and starting them again when they died. May import: errors, host.vmm.hypervisor,
-host.process. Never stops a daemon: others may use it.
+system that would, and starting them again when they died. May import: errors, host.vmm,
+host.process. Stops no daemon but the one it started, and that only to start it anew.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fabric.errors import HypervisorDown, ToolMissing
 from fabric.host.process import Process, boot_id
+from fabric.host.vmm import remains, stillborn
 from fabric.host.vmm.hypervisor import LibvirtHypervisor
 
 START_DEADLINE = 30.0
 """Seconds until a started libvirtd must answer."""
+
+STOP_DEADLINE = 5.0
+"""Seconds a libvirtd that is to be started anew has to end by itself."""
 
 _POLL = 0.1
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -47,6 +53,14 @@ _QEMU_USERS = ("libvirt-qemu", "qemu")
 
 SYSTEM_URI = "qemu:///system"
 """The only libvirtd that is started when it does not answer: this machine's."""
+
+
+def hypervisor(uri: str = SYSTEM_URI, *, patient: bool = False) -> LibvirtHypervisor:
+    """The domains at ``uri``, with what this machine's libvirtd needs done for them. ``patient``:
+    one that is not there is started again, or waited for."""
+    if uri != SYSTEM_URI:
+        return LibvirtHypervisor(uri)
+    return LibvirtHypervisor(uri, revive=revive if patient else None, renew=renew)
 
 
 def answers(uri: str = SYSTEM_URI) -> bool:
@@ -79,6 +93,7 @@ def ensure_libvirtd(uri: str = SYSTEM_URI, deadline: float = START_DEADLINE) -> 
             "libvirtd is not installed",
             cure="install the Debian packages libvirt-daemon-system and qemu-system-x86",
         )
+    stillborn.forget_all()
     _start(_with_consistent_kvm([libvirtd, "-d"]))
     _await_answer(deadline)
     _note()
@@ -92,24 +107,61 @@ def revive(deadline: float = START_DEADLINE) -> bool:
     any number of orchestrators at once, one of which does it. Raises HypervisorDown when the new
     one does not answer, ToolMissing.
     """
-    with contextlib.suppress(OSError), (_OWN_DIRECTORY / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked() as alone:
+        if not alone:
+            return False
         if answers():
             return True
         former = Former.read()
-        if former is None or former.process.is_alive():
+        return former is not None and not former.process.is_alive() and _again(former, deadline)
+
+
+def renew(deadline: float = START_DEADLINE) -> bool:
+    """Stop this machine's libvirtd and start it again, if it was started here; whether it was.
+
+    Guests run on, and whoever uses it connects again: what it only believes is gone. Raises as
+    :func:`revive`."""
+    with _locked() as alone:
+        former = Former.read()
+        if not alone or former is None or not former.process.is_alive():
             return False
-        door = former.door()
-        libvirtd, virtlogd = _find("libvirtd"), _find("virtlogd")
-        if door is None or libvirtd is None:
+        if former.door() is None or _find("libvirtd") is None:
             return False
-        if virtlogd is not None and not _listens(_VIRTLOGD_SOCKET):
-            _start([*door, virtlogd, "-d"])
-        _start([*door, *_with_consistent_kvm([libvirtd, "-d"])])
-        _await_answer(deadline)
-        _note(former)
-        return True
-    return False
+        remains.kill(former.process, signal.SIGTERM)
+        end = time.monotonic() + STOP_DEADLINE
+        while former.process.is_alive():
+            if time.monotonic() > end:
+                remains.kill(former.process)
+            time.sleep(_POLL)
+        return _again(former, deadline)
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[bool]:
+    """One at a time, of all processes; False where nothing was ever started from here."""
+    try:
+        lock = (_OWN_DIRECTORY / "lock").open("w")
+    except OSError:
+        yield False
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield True
+
+
+def _again(former: Former, deadline: float) -> bool:
+    """Start the successor of one that ended; False when there is no way to."""
+    door = former.door()
+    libvirtd, virtlogd = _find("libvirtd"), _find("virtlogd")
+    if door is None or libvirtd is None:
+        return False
+    if virtlogd is not None and not _listens(_VIRTLOGD_SOCKET):
+        _start([*door, virtlogd, "-d"])
+    stillborn.forget_all()
+    _start([*door, *_with_consistent_kvm([libvirtd, "-d"])])
+    _await_answer(deadline)
+    _note(former)
+    return True
 
 
 def _await_answer(deadline: float) -> None:

@@ -39,14 +39,14 @@ def _domain_of(arguments: list[bytes]) -> str:
     return ""
 
 
-def kill(process: Process) -> None:
-    """End it at once; it may be gone before this returns, or a moment later."""
+def kill(process: Process, by: signal.Signals = signal.SIGKILL) -> None:
+    """Signal it to end; it may be gone before this returns, or a moment later."""
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(process.pid)
         try:
             # Checked while the descriptor is held: the number cannot be another's any more.
             if process.is_alive():
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                signal.pidfd_send_signal(descriptor, by)
         finally:
             os.close(descriptor)
 
