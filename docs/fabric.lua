@@ -5,7 +5,7 @@ local fabric = Proto("fabric", "MicroVM routing fabric")
 
 local PORT = 7704
 local HEADER_SIZE, RECORD_SIZE, MAX_RECORDS, ICV_SIZE = 40, 32, 16, 16
-local NODE_SIZE, MAX_PATH = 4, 32
+local NODE_SIZE, MAX_PATH = 4, 64
 local PAYLOADS = { [4] = "IPv4", [41] = "IPv6", [253] = "announcement" }
 local PROTOCOLS = { [0] = "shortest", [1] = "low-latency", [2] = "wide", [3] = "reliable",
   [4] = "disjoint", [5] = "disperse", [6] = "flood", [7] = "source", [8] = "deflect", [9] = "bounded", [10] = "avoid" }

@@ -46,8 +46,9 @@ MAX_RECORDS = 16
 inside an 1840-byte datagram; longer paths go on, flagged OVERFLOW."""
 UNDERLAY_OVERHEAD = 28
 """Bytes of the IPv4 and UDP headers in front of a fabric header."""
-DEFAULT_HOP_LIMIT = 32
-"""Hosts a packet may cross: twice the longest trace, so that a loop ends soon after being seen."""
+DEFAULT_HOP_LIMIT = 64
+"""Hosts a packet may cross, as IP's default time to live (RFC 1700): more than the longest path of
+any network in the Internet Topology Zoo."""
 NODE_SIZE = 4
 """Bytes of one node id in an explicit path."""
 MAX_PATH = DEFAULT_HOP_LIMIT

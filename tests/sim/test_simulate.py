@@ -19,6 +19,7 @@ from fabric.sim.experiment import simulate
 from fabric.sim.failures import parse_failures
 from fabric.sim.settings import Settings
 from fabric.sim.synthetic import synthetic
+from fabric.wire.packet import DEFAULT_HOP_LIMIT
 
 SQUARE = ((1, 2), (2, 3), (3, 4), (4, 1))
 
@@ -101,11 +102,11 @@ def test_what_is_cut_off_is_no_blackout_and_comes_back() -> None:
 
 
 def test_ways_beyond_the_hop_limit_are_no_loops_and_no_blackout() -> None:
-    line = network(tuple((at, at + 1) for at in range(1, 40)))
-    found = run(line, "h39-h40@1s", settle_us=50_000, pairs=40)["protocols"][0]
+    line = network(tuple((at, at + 1) for at in range(1, 80)))
+    found = run(line, "h79-h80@1s", settle_us=50_000, pairs=40)["protocols"][0]
     unreached = found["before"]["reachable"] - found["before"]["delivered"]
     assert unreached > 0
-    assert found["before"]["hops"]["max"] <= 32
+    assert found["before"]["hops"]["max"] <= DEFAULT_HOP_LIMIT
     assert found["drops"]["hop_limit"] > 0
     assert found["microloops"] == 0
     assert found["during"]["streams_never_reached"] == unreached
@@ -113,8 +114,8 @@ def test_ways_beyond_the_hop_limit_are_no_loops_and_no_blackout() -> None:
 
 
 def test_a_way_that_becomes_too_long_is_cut_off_rather_than_dark() -> None:
-    ring = network((*((at, at + 1) for at in range(1, 36)), (36, 1)))
-    found = run(ring, "h36-h1@1s", settle_us=300_000, pairs=30)["protocols"][0]
+    ring = network((*((at, at + 1) for at in range(1, 110)), (110, 1)))
+    found = run(ring, "h110-h1@1s", settle_us=300_000, pairs=30)["protocols"][0]
     during = found["during"]
     assert found["before"]["delivered"] == 30
     assert during["streams_not_restored"] == 30 - found["after"]["delivered"] > 0

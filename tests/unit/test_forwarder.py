@@ -55,7 +55,7 @@ def test_the_ingress_writes_destination_protocol_and_its_own_record() -> None:
     assert sent.payload == INNER
     header = sent.header
     assert (header.protocol, header.source, header.destination) == (1, 1, 4)
-    assert (header.connection, header.sequence, header.hop_limit) == (CONNECTION, 1, 32)
+    assert (header.connection, header.sequence, header.hop_limit) == (CONNECTION, 1, 64)
     assert sent.records == (HopRecord(1, 5, 0, 14, NOW, 250, 3, 7, 105),)
 
 
