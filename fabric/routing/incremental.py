@@ -11,16 +11,19 @@ search from scratch would find, to the last tie.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
 from fabric.routing.graph import FAR, Arc, Tree
-from fabric.routing.spf import First
+from fabric.routing.spf import First, searched_again
 
 WORTH_IT = 8
 """An update of more than one node in so many costs more than a search from scratch: it looks at
 every arc four times."""
+
+WORTH_LESS = 2
+"""The same where nothing came: one look at what leads to a node, one at what leads on."""
 
 Change = tuple[int, int, int]
 """(from node, to node, weight) of an arc that came or went."""
@@ -72,12 +75,26 @@ def updated(
 
     ``first``: the root's links, the same as before. The old tree itself when nothing matters to it.
     """
-    most = len(old.distance) // WORTH_IT + WORTH_IT
-    stale = _stale(old, changed, (root, banned), most)
-    if not stale:
+    fixed, size = {root, banned}, len(old.distance)
+    better = {
+        there
+        for here, there, weight in changed.come
+        if old.distance[here] + weight <= old.distance[there] and here not in fixed
+    } - fixed
+    gone = {
+        there
+        for here, there, weight in changed.gone
+        if old.distance[here] + weight == old.distance[there] and here != root
+    } - fixed
+    if not better and not gone:
         return old, set()
+    most = size // (WORTH_IT if better else WORTH_LESS) + WORTH_IT
+    stale = beyond(old, changed.before, better | gone, most)
     if len(stale) > most:
         return None
+    if not better:
+        arcs, around = changed.after, changed.around
+        return searched_again(old, stale, arcs, around, root, first, banned), stale
     direct: dict[int, list[tuple[int, int]]] = {}
     for far, weight, position in first:
         direct.setdefault(far, []).append((weight, 1 << position))
@@ -86,32 +103,34 @@ def updated(
     return search.hops(touched)
 
 
-def _stale(old: Tree, changed: Changes, fixed: tuple[int, int], most: int) -> set[int]:
-    """Nodes with a best path over what is gone, or perhaps over what came: all of them, or more
-    than ``most``. ``fixed``: the root, and the node not to be touched."""
-    distance = old.distance
-    root, banned = fixed
-    stale = {
-        there
-        for here, there, weight in changed.gone
-        if distance[here] + weight == distance[there] and here != root
-    } | {
-        there
-        for here, there, weight in changed.come
-        if distance[here] + weight <= distance[there] and here not in (root, banned)
-    }
-    stale -= {root, banned}
-    pending = list(stale)
+def without(
+    tree: Tree, view: Arcs, root: int, first: Sequence[First], banned: int, cut: Iterable[int]
+) -> Tree:
+    """What is left of a tree when a node, or some of the root's links, are gone.
+
+    ``first``: the links left; ``cut``: positions of those gone.
+    """
+    bits = sum(1 << position for position in cut)
+    stale = {at for at, by in enumerate(tree.hops) if by & bits} if bits else set()
+    if banned >= 0:
+        stale |= beyond(tree, view.arcs, {banned}, len(tree.distance))
+    return searched_again(tree, stale, view.arcs, view.around, root, first, banned)
+
+
+def beyond(tree: Tree, arcs: Sequence[Sequence[Arc]], these: Set[int], most: int) -> set[int]:
+    """``these`` and all nodes with a best path over one of them, or more than ``most``."""
+    distance, found = tree.distance, set(these)
+    pending = list(these)
     for here in pending:
-        if len(stale) > most:
+        if len(found) > most:
             break
         reached = distance[here]
         if reached < FAR:
-            for there, weight in changed.before[here]:
-                if reached + weight == distance[there] and there not in stale:
-                    stale.add(there)
+            for there, weight in arcs[here]:
+                if reached + weight == distance[there] and there not in found:
+                    found.add(there)
                     pending.append(there)
-    return stale
+    return found
 
 
 def differences(old: Tree, new: Tree) -> set[int]:

@@ -1,4 +1,4 @@
-"""Shortest and widest paths from one node.
+"""Shortest and widest paths from one node, and the shortest again when something went away.
 
 Owns: the graph searches. May import: routing.graph. Knows nothing of protocols.
 
@@ -10,7 +10,7 @@ destination.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from fabric.routing.graph import FAR, Arc, Tree
 
@@ -34,13 +34,28 @@ def shortest_paths(
         distance[banned] = -1  # nothing is nearer, nothing is as near
     distance[root] = 0
     heap: list[Arc] = []
-    push, pop = heapq.heappush, heapq.heappop
+    push = heapq.heappush
     for far, weight, position in first:
         if weight < distance[far]:
             distance[far], hops[far], parent[far] = weight, 1 << position, root
             push(heap, (weight, far))
         elif weight == distance[far]:
             hops[far] |= 1 << position
+    _settle(arcs, distance, hops, parent, heap)
+    if banned >= 0:
+        distance[banned] = FAR
+    return Tree(distance, hops, parent)
+
+
+def _settle(
+    arcs: Sequence[Sequence[Arc]],
+    distance: list[int],
+    hops: list[int],
+    parent: list[int],
+    heap: list[Arc],
+) -> None:
+    """Dijkstra's loop, from whatever the heap holds."""
+    push, pop = heapq.heappush, heapq.heappop
     while heap:
         reached, node = pop(heap)
         if reached > distance[node]:
@@ -56,9 +71,69 @@ def shortest_paths(
                 hops[far] |= by
                 if node < parent[far]:  # noqa: PLR1730 - one path, in whatever order; min() is slow
                     parent[far] = node
+
+
+def searched_again(
+    tree: Tree,
+    stale: Set[int],
+    arcs: Sequence[Sequence[Arc]],
+    around: Sequence[Sequence[Arc]],
+    root: int,
+    first: Sequence[First],
+    banned: int = -1,
+) -> Tree:
+    """What :func:`shortest_paths` finds now, where it found ``tree`` before something went away.
+
+    ``stale``: every node with a best path over what is gone, and over one that is stale; never the
+    root. ``around``: each node's links, also of nodes whose ``arcs`` are empty because they carry
+    nothing for others.
+    """
+    distance, hops, parent = list(tree.distance), list(tree.hops), list(tree.parent)
+    for node in stale:
+        distance[node], hops[node], parent[node] = FAR, 0, -1
+    if banned >= 0:
+        distance[banned] = -1
+    for far, weight, position in first:
+        if far in stale and weight < distance[far]:
+            distance[far], hops[far], parent[far] = weight, 1 << position, root
+        elif far in stale and weight == distance[far]:
+            hops[far] |= 1 << position
+    found = Tree(distance, hops, parent)
+    heap = _rim(found, stale, arcs, around, {*stale, root, banned})
+    _settle(arcs, distance, hops, parent, heap)
     if banned >= 0:
         distance[banned] = FAR
-    return Tree(distance, hops, parent)
+    return found
+
+
+def _rim(
+    tree: Tree,
+    stale: Set[int],
+    arcs: Sequence[Sequence[Arc]],
+    around: Sequence[Sequence[Arc]],
+    closed: Set[int],
+) -> list[Arc]:
+    """Paths to stale nodes from those that are not, or from the root as noted; a heap of them."""
+    distance, hops, parent = tree.distance, tree.hops, tree.parent
+    heap: list[Arc] = []
+    for node in stale:
+        least = distance[node]
+        for near, weight in around[node]:
+            if near in closed or not arcs[near]:
+                continue
+            total = distance[near] + weight
+            if total < least:
+                least = total
+                hops[node], parent[node] = hops[near], near
+            elif total == least:
+                hops[node] |= hops[near]
+                if near < parent[node]:  # noqa: PLR1730
+                    parent[node] = near
+        if 0 <= least < FAR:  # not the banned one
+            distance[node] = least
+            heap.append((least, node))
+    heapq.heapify(heap)
+    return heap
 
 
 def widest_paths(

@@ -12,7 +12,7 @@ from functools import cached_property
 from fabric.routing.commons import Search, Shared
 from fabric.routing.constraints import COST_BITS, WEIGHTS, bandwidth_of
 from fabric.routing.graph import FAR, Arc, Tree
-from fabric.routing.incremental import changes, differences, updated
+from fabric.routing.incremental import changes, differences, updated, without
 from fabric.routing.spf import First, shortest_paths
 from fabric.routing.topology import Link, Topology
 
@@ -134,10 +134,15 @@ class View:
             return self._shared.tree(search)
         found = self._trees.get(search)
         if found is None:
-            first = self.first_of(search.root, search.cut)
-            found = shortest_paths(self.arcs, search.root, first, search.banned)
-            self._trees[search] = found
+            found = self._trees[search] = self._searched(search)
         return found
+
+    def _searched(self, search: Search) -> Tree:
+        root, banned, cut = search
+        first = self.first_of(root, cut)
+        if root == self.root and (banned >= 0 or cut):
+            return without(self.tree, self, root, first, banned, cut)
+        return shortest_paths(self.arcs, root, first, banned)
 
     def first_of(self, root: int, cut: Collection[int] = ()) -> list[First]:
         """The links of any node that count, for a search from there; positions are those of the
@@ -166,20 +171,24 @@ class View:
             return
         changed = changes(earlier.arcs, self, touched)
         self.gone = {(here, there) for here, there, _ in changed.gone}
+        rows_stay = self.first == earlier.first  # else all are other ones
         near = {self.root, *(far for far, _, _ in self.first)}
         for search, tree in earlier._trees.items():
             first, update = self.first_of(search.root, search.cut), None
             if first == earlier.first_of(search.root, search.cut):
                 update = updated(tree, changed, search.root, first, search.banned)
-            if update is None:
-                fresh = shortest_paths(self.arcs, search.root, first, search.banned)
-                update = fresh, differences(tree, fresh)
-            fresh, moved = update
-            self._trees[search] = fresh
+            if update is not None:
+                self._trees[search], moved = update
+            elif rows_stay:
+                fresh = self._trees[search] = self._searched(search)
+                moved = differences(tree, fresh)
+            else:
+                continue  # it is searched when somebody wants it
             self._moved |= moved
             if search.root in near and moved & near:
+                fresh = self._trees[search]
                 self.near_moved |= any(tree.distance[n] != fresh.distance[n] for n in near)
-        if self.first == earlier.first:  # else rows are other ones, whatever the searches say
+        if rows_stay:
             self._follows = earlier.token
 
     @cached_property
@@ -222,12 +231,14 @@ class View:
         return {far: at for _, at, far in worst_first}
 
     def at_least(self, bandwidth_bps: int, earlier: View | None = None) -> View:
-        """The same with wide enough links only."""
+        """The same with wide enough links only; this one itself where all are."""
         narrow = {
             number
             for number, link in enumerate(self.topology.links)
             if bandwidth_of(link) < bandwidth_bps
         }
+        if narrow <= self.shut:
+            return self
         shut = self.shut | narrow
         return View(self.topology, self.root, self.metric, shut, self.idle, earlier)
 

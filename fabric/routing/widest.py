@@ -58,11 +58,16 @@ class WidestRows:
     def follow(self, earlier: WidestRows) -> set[int] | None:
         """See Calculation. What a row says depends on largest bottlenecks, from here, from the
         neighbours and after failures, and on best paths among links that wide."""
-        if self.view.moved_since(earlier.view) is None or self._first != earlier._first:
+        if self._first != earlier._first:
             return None
-        if self._around == earlier._around and self.view.same_as(earlier.view):
-            self._levels, self._widths = earlier._levels, earlier._widths
+        as_wide = self._around == earlier._around and self.view.idle == earlier.view.idle
+        if as_wide:
+            self._reach, self._widths = earlier._reach, earlier._widths
             self._repairs = earlier._repairs
+        if self.view.moved_since(earlier.view) is None:
+            return None
+        if as_wide and self.view.same_as(earlier.view):
+            self._levels = earlier._levels
             return set()
         moved = {at for at, width in enumerate(self._reach) if width != earlier._reach[at]}
         for node, widths in earlier._widths.items():

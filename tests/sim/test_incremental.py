@@ -126,6 +126,24 @@ def test_a_tree_is_updated_as_if_searched_anew(seed: int) -> None:
             assert differ <= touched
 
 
+@pytest.mark.parametrize("seed", range(25))
+def test_what_is_left_after_a_failure_is_as_if_searched_anew(seed: int) -> None:
+    graph, rng = topology(f"random-{seed}"), random.Random(seed)
+    nodes = range(len(graph.nodes))
+    for root in nodes:
+        idle = frozenset(at for at in nodes if rng.random() < 0.2)
+        shut = frozenset(at for at in range(len(graph.links)) if rng.random() < 0.1)
+        view = View(graph, root, rng.choice(("cost", "latency", "loss")), shut, idle)
+        for node in nodes:
+            if node != root:
+                anew = shortest_paths(view.arcs, root, view.first, node)
+                assert view.without_node(node) == anew
+        for _ in range(3):
+            cut = {at for _, _, at in view.first if rng.random() < 0.5}
+            left = [each for each in view.first if each[2] not in cut]
+            assert view.without_links(cut) == shortest_paths(view.arcs, root, left)
+
+
 def test_a_sticky_path_stays_until_it_breaks_its_bounds() -> None:
     from tests.sim.test_ways import plain_links
 
