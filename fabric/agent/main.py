@@ -273,7 +273,7 @@ class Agent:
             return Identity(0, None, 0, self.digest)
         forwarder = self._session.forwarder
         told = (forwarder.config.connection, forwarder.protocol, forwarder.table_version)
-        return Identity(*told, self.digest)
+        return Identity(*told, self.digest, self._notices.fingerprint())
 
     def _quiesce(self) -> None:
         """Be ready to be saved. What is imported, tried and tidied now, no copy has to do."""

@@ -1,13 +1,14 @@
 """The host's word on which neighbours are dead.
 
 Owns: the socket notices arrive at, and which of them are believed. May import: the standard
-library, fabric.errors, fabric.wire.notice.
+library, fabric.agent.digest, fabric.errors, fabric.wire.notice.
 """
 
 from __future__ import annotations
 
 import socket
 
+from fabric.agent.digest import sha256_hex
 from fabric.errors import WireError
 from fabric.wire.notice import PORT, decode
 
@@ -37,6 +38,10 @@ class Notices:
     def believe(self, key: bytes) -> None:
         """Take notices with this key from now on; b"": none."""
         self._key, self._serial = key, 0
+
+    def fingerprint(self) -> str:
+        """Shows which key it is without showing it; empty: none."""
+        return sha256_hex(self._key) if self._key else ""
 
     def newest(self) -> Notice | None:
         """The newest notice that came; None: none that is new and genuine."""

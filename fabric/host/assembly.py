@@ -11,11 +11,12 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fabric.host.config import HostConfig
 from fabric.host.control.intake import Intake
+from fabric.host.control.keyring import Keyring
 from fabric.host.control.link_feed import LinkFeed
 from fabric.host.control.orchestrator import Orchestrator
 from fabric.host.control.ports import Clock, Datapath
@@ -82,8 +83,8 @@ class Parts:
     on_step: OnStep = pass_by
     watches_links: bool = False
     """Whether there is a link watch beside this process."""
-    notice_key: bytes = b""
-    """By which guests know its word; see fabric.wire.notice."""
+    keyring: Keyring = field(default_factory=Keyring)
+    """By which guests know this host's word."""
     store: Store | None = None
     """None: nothing is shared with other hosts, and tables stay as they are."""
 
@@ -123,7 +124,7 @@ class Host:
             clock=parts.clock,
             succession=succession,
             on_step=parts.on_step,
-            notice_key=parts.notice_key,
+            keyring=parts.keyring,
         )
         self._limits = config.limits
         self.keeper = TopologyKeeper(
@@ -139,7 +140,7 @@ class Host:
         )
         self._feed = LinkFeed(config.host_dir, self._on_links, self.keeper.on_silence)
         self._listens = config.liveness.enabled and parts.watches_links
-        self._notice_key = parts.notice_key
+        self._keyring = parts.keyring
         self.intake = Intake(self.orchestrator, parts.find_facts, secrets.randbits(32))
         self.watch = AgentWatch(manager, str(parts.acceleration.kind), parts.clock)
         self.housekeeper = Housekeeper(
@@ -209,9 +210,12 @@ class Host:
 
     def _tell_audience(self) -> None:
         """The link watch tells these guests when a neighbour is dead."""
-        guests = [each.guest for each in self.orchestrator.connections if each.guest is not None]
-        addresses = tuple(sorted(guest.identity.address for guest in guests))
-        self._feed.tell(Audience(self._notice_key, addresses))
+        keys = {}
+        for connection in self.orchestrator.connections:
+            if connection.guest is not None:
+                address = str(connection.guest.identity.address)
+                keys[address] = self._keyring.key(connection.id, address)
+        self._feed.tell(Audience(keys))
 
     def _on_guest_event(self, name: str, guest: Guest, fields: dict[str, Any]) -> None:
         label = f"{guest.connection:016x}" if guest.connection != NO_CONNECTION else None

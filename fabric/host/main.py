@@ -29,6 +29,7 @@ from fabric.host.api import build_api
 from fabric.host.assembly import Host, Parts
 from fabric.host.config import HostConfig
 from fabric.host.control.datapath import KernelDatapath
+from fabric.host.control.keyring import Keyring
 from fabric.host.events import EventLog
 from fabric.host.faults import StopAt
 from fabric.host.guest.bundle import Bundle, build_bundle, compiler_for
@@ -44,9 +45,11 @@ from fabric.host.vmm.acceleration import Acceleration, QemuBooter, probe
 from fabric.host.vmm.image import GuestImage, load_image
 from fabric.routing.policy import Policy
 from fabric.routing.topology import Topology
-from fabric.wire.notice import KEY_SIZE
 
 log = logging.getLogger(__name__)
+
+SECRET_SIZE = 32
+"""Bytes from which the keys of this host's guests come."""
 
 SWEEP_INTERVAL = 1.0
 
@@ -110,7 +113,7 @@ async def serve(config: HostConfig) -> None:
             on_step=StopAt(config.host_dir / "stop-at"),
             watches_links=config.liveness.enabled,
             store=open_store(config.store),
-            notice_key=_notice_key(config.host_dir / "notice.key"),
+            keyring=Keyring(_secret(config.host_dir / "keyring")),
         )
         host = Host(parts)
         await host.start()
@@ -122,15 +125,15 @@ async def serve(config: HostConfig) -> None:
         await _run(app, config, host, events, stop)
 
 
-def _notice_key(path: Path) -> bytes:
+def _secret(path: Path) -> bytes:
     """The same in every life of this host: guests of an earlier one are adopted with it."""
     with contextlib.suppress(OSError):
-        if len(found := path.read_bytes()) == KEY_SIZE:
+        if len(found := path.read_bytes()) == SECRET_SIZE:
             return found
-    key = secrets.token_bytes(KEY_SIZE)
+    secret = secrets.token_bytes(SECRET_SIZE)
     path.touch(mode=0o600)
-    path.write_bytes(key)
-    return key
+    path.write_bytes(secret)
+    return secret
 
 
 def _now() -> str:

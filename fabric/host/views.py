@@ -58,6 +58,8 @@ class ConnectionView(BaseModel):
     guest_address: str | None
     guest_mac: str | None
     guest_host_key: str | None
+    guest_key_digest: str | None
+    """Of its connection's key, once its agent was asked (which it is when it is quiet)."""
     tap: str | None
     source_node: str
     destination_node: str
@@ -208,6 +210,7 @@ def connection_view(connection: Connection, topology: Topology) -> ConnectionVie
         guest_address=str(identity.address) if identity else None,
         guest_mac=identity.mac if identity else None,
         guest_host_key=guest.host_key.line if guest and guest.host_key else None,
+        guest_key_digest=guest.key_digest or None if guest else None,
         tap=identity.tap if identity else None,
         source_node=topology.name_of(connection.source_node),
         destination_node=topology.name_of(connection.destination_node),

@@ -69,7 +69,9 @@ def run(options: Options, name: str, tier: str, progress: Progress) -> list[Comp
         progress(f"two guests: {', '.join(seat.domain for seat in seats)}")
         events = _identified(bed, seats)
         _require_copies(events, seats, tier)
-        return list(_compare(bed, seats, events))
+        progress("asking their agents for what only they know")
+        keys = _keys(bed, seats)
+        return [*_compare(bed, seats, events), Comparison("connection key", *keys)]
 
 
 def _identified(bed: Bed, seats: list[Seat]) -> list[dict[str, Any]]:
@@ -87,6 +89,18 @@ def _identified(bed: Bed, seats: list[Seat]) -> list[dict[str, Any]]:
                 cure="`fabric events` and the orchestrators' logs say why",
             )
         time.sleep(0.1)
+
+
+def _keys(bed: Bed, seats: list[Seat]) -> list[str]:
+    """Digests of the connections' keys, as the agents have them. Quiet ones are asked by their host
+    sooner or later; empty where that did not happen."""
+    client, found = bed.client(bed.hosts[0]), dict[str, str]()
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end and not all(found.get(seat.domain) for seat in seats):
+        time.sleep(0.2)
+        views = client.get("/v1/connections")
+        found = {view["guest"]: view["guest_key_digest"] or "" for view in views}
+    return [found.get(seat.domain, "") for seat in seats]
 
 
 def _require_copies(events: list[dict[str, Any]], seats: list[Seat], tier: str) -> None:

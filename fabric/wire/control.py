@@ -64,7 +64,7 @@ class Configure(Fact):
     down: list[str] = []  # noqa: RUF012
     """Neighbours that must not be used, as in fabric.wire.notice."""
     notice_key: str = ""
-    """Hex; see fabric.wire.notice. Empty: no notices will come."""
+    """Hex: the connection's key; see fabric.wire.notice. Empty: no notices will come."""
 
 
 class InstallTable(Fact):
@@ -182,6 +182,8 @@ class Identity(Fact):
     protocol: int | None
     table_version: int
     digest: str
+    key: str = ""
+    """Digest of the connection's key, as the agent has it: two guests never have the same."""
 
 
 ToAgent = Configure | InstallTable | Query | Align | Quiesce | Identify

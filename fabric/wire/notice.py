@@ -18,7 +18,8 @@ from fabric.wire.fact import Fact
 PORT = 7706
 """UDP, in guests."""
 KEY_SIZE = 8
-"""Bytes of the key by which a guest knows its host's word from others'. It came with Configure."""
+"""Bytes of the key by which a guest knows its host's word from others'. It came with Configure, and
+is this guest's and this connection's alone."""
 _HEAD = Struct("!8sQH")
 _ADDRESS = 4
 

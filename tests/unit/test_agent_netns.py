@@ -27,7 +27,7 @@ from fabric.wire.control import (
     Traces,
 )
 from fabric.wire.inner import FiveTuple
-from fabric.wire.packet import FLAG_REPLY, Packet
+from fabric.wire.packet import DEFAULT_HOP_LIMIT, FLAG_REPLY, Packet
 from tests.unit.agent_lab import CONNECTION, AgentLab
 
 pytestmark = [
@@ -77,7 +77,7 @@ def test_traces_name_every_host_in_order(lab: AgentLab) -> None:
         newest = Packet.parse_trace(bytes.fromhex(lab.query(node, "traces", Traces).traces[-1]))
         assert [record.node for record in newest.records] == path
         assert newest.header.flags & FLAG_REPLY == reply
-        assert newest.header.hop_limit == 31
+        assert newest.header.hop_limit == DEFAULT_HOP_LIMIT - 1
         assert {record.table_version for record in newest.records} == {7}
         times = [record.received_at_us for record in newest.records]
         # Each agent set its own clock by a message: on a busy machine they differ by milliseconds.

@@ -30,7 +30,7 @@ from tests.unit.netns_world import Inside
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 ADDRESSES = ("172.31.0.0", "172.31.0.1")
-KEY = b"notakey!"
+KEY, OTHER = b"notakey!", b"another!"
 LIVENESS = LivenessConfig(slow_ms=60, fast_ms=30, steady_ms=300)
 BANDWIDTH = 1_000_000_000
 PATIENCE = 20.0
@@ -254,15 +254,16 @@ def test_guests_are_told_at_once_and_newcomers_what_holds(
     guests = [host.inside.call(bind, address) for address in ("127.0.0.2", "127.0.0.3")]
     try:
         assert host.listener is not None
-        host.listener.sendall(Audience(KEY, ("127.0.0.2",)).to_line())
+        host.listener.sendall(Audience({"127.0.0.2": KEY}).to_line())
         first = hear(guests[0])
         assert (first.key, first.down) == (KEY, ())
         cut(host)
         second = hear(guests[0])
         assert second.down == (ADDRESSES[1],)
         assert second.serial > first.serial
-        host.listener.sendall(Audience(KEY, ("127.0.0.2", "127.0.0.3")).to_line())
-        assert hear(guests[1]).down == (ADDRESSES[1],)
+        host.listener.sendall(Audience({"127.0.0.2": KEY, "127.0.0.3": OTHER}).to_line())
+        third = hear(guests[1])
+        assert (third.key, third.down) == (OTHER, (ADDRESSES[1],))
     finally:
         for guest in guests:
             guest.close()

@@ -128,7 +128,7 @@ class FakeGuests:
         await self.gate.wait()
         if self.fail:
             raise SpawnFailed("no such luck")
-        told = instruct(SimpleNamespace(index=index))
+        told = instruct(SimpleNamespace(index=index, address=f"100.64.0.{index}"))
         self.configured.append(told)
         ready = Ready(connection, told.protocol or 0, "shortest", "default", "default", "why", 7)
         return SimpleNamespace(

@@ -66,3 +66,25 @@ def test_guests_that_booted_prove_nothing_about_copies() -> None:
     ]
     with pytest.raises(EnvironmentFault, match=r"cold, cold \(the template is being made"):
         selftest._require_copies(events, SEATS, "template")
+
+
+class Host:
+    """An orchestrator that has asked one of its agents after another."""
+
+    def __init__(self, *answers: dict[str, str | None]) -> None:
+        self.hosts = (self,)
+        self._answers = list(answers)
+
+    def client(self, _host: object) -> Host:
+        return self
+
+    def get(self, _path: str) -> list[dict[str, Any]]:
+        now = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return [{"guest": name, "guest_key_digest": digest} for name, digest in now.items()]
+
+
+def test_keys_are_waited_for_and_missing_ones_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "DEADLINE", 0.5)
+    both = Host({"g1": None}, {"g1": "a", "g2": None}, {"g1": "a", "g2": "b"})
+    assert selftest._keys(cast(Any, both), SEATS) == ["a", "b"]
+    assert selftest._keys(cast(Any, Host({"g1": "a", "g2": None})), SEATS) == ["a", ""]

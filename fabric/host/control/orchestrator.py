@@ -21,6 +21,7 @@ from fabric.host.control.capacity import Admission
 from fabric.host.control.connections import Connection, ConnectionTable, HeldPacket, Role, State
 from fabric.host.control.history import TableHistory
 from fabric.host.control.instructions import instructions, wrapped_refusal
+from fabric.host.control.keyring import Keyring
 from fabric.host.control.messages import GuestMessages
 from fabric.host.control.ports import Clock, Datapath, Guests
 from fabric.host.control.succession import Succession
@@ -63,9 +64,8 @@ class Orchestrator:
         clock: Clock,
         succession: Succession | None = None,
         on_step: OnStep = pass_by,
-        notice_key: bytes = b"",
+        keyring: Keyring | None = None,
     ) -> None:
-        """``notice_key``: see fabric.wire.notice."""
         self.config = config
         self.topology = topology
         self.table = table
@@ -80,7 +80,7 @@ class Orchestrator:
         self._guests = guests
         self._succession = succession or Succession(None, events)
         self._on_step = on_step
-        self._notice_key = notice_key
+        self._keyring = keyring or Keyring()
         self._announcer = Announcer(config, datapath, events, topology)
         self.on_audience: Callable[[], None] = lambda: None
         """Called when guests that carry a connection came or went."""
@@ -213,7 +213,7 @@ class Orchestrator:
             identity.index,
             now_us,
             first,
-            self._notice_key,
+            self._keyring.key(connection.id, str(identity.address)),
             self.down(),
         )
 

@@ -134,6 +134,8 @@ class AgentWatch:
         self._vigil.heard(guest, self._clock.monotonic())
         # "Nobody" may be the answer of a guest that was warm when it was asked.
         whose = (guest.connection, NO_CONNECTION)
+        if isinstance(message, Identity):
+            guest.key_digest = message.key
         if isinstance(message, Identity) and message.connection not in whose:
             self._guests.lose(guest, f"its agent says that it serves {message.connection:016x}")
 

@@ -98,6 +98,8 @@ class Guest:
         """The SSH key a copy was given; None: it has the image's."""
         self.sample = ""
         """What a copy drew from its random generator; empty for others."""
+        self.key_digest = ""
+        """Of its connection's key, as its agent last said; empty: it was not asked yet."""
         self.hello: Hello | None = None
         self.ready: Ready | None = None
         self.channel: Channel | None = None

@@ -3,7 +3,7 @@
 Owns: Feed, the watch's end; the form of both sides' lines. May import: errors, stdlib.
 
 Each line of the watch is the standing of all links, so nobody can miss anything. A line back says
-which guests want to hear of it, and by which key they know that it is us.
+which guests want to hear of it, and by which key each knows that it is us.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,18 @@ def socket_path(host_dir: Path) -> Path:
 class Audience:
     """The guests to be told."""
 
-    key: bytes = b""
-    addresses: tuple[str, ...] = ()
+    keys: Mapping[str, bytes] = field(default_factory=dict)
+    """By address."""
 
     def to_line(self) -> bytes:
-        return json.dumps({"key": self.key.hex(), "guests": self.addresses}).encode() + b"\n"
+        guests = {address: key.hex() for address, key in self.keys.items()}
+        return json.dumps({"guests": guests}).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Audience:
-        """Raises ValueError, KeyError, TypeError."""
-        document = json.loads(line)
-        return cls(bytes.fromhex(document["key"]), tuple(map(str, document["guests"])))
+        """Raises ValueError, KeyError, TypeError, AttributeError."""
+        guests = json.loads(line)["guests"]
+        return cls({address: bytes.fromhex(key) for address, key in guests.items()})
 
 
 class Listener:

@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,13 @@ class LinkWatch:
     # -- guests -----------------------------------------------------------------------------------
 
     def _tell_guests(self) -> None:
-        self._notify(self._audience.addresses)
+        self._notify(self._audience.keys)
 
-    def _notify(self, addresses: tuple[str, ...]) -> None:
+    def _notify(self, keys: Mapping[str, bytes]) -> None:
         standings = [prober.standing() for prober in self._probers.values()]
         down = tuple(each.address for each in standings if each.up is False)
-        if not addresses:
-            return
-        data = notice.encode(notice.Notice(self._audience.key, unix_us(), down))
-        for address in addresses:
+        for address, key in keys.items():
+            data = notice.encode(notice.Notice(key, unix_us(), down))
             with contextlib.suppress(OSError):  # a guest that is gone
                 self._guests.sendto(data, (address, notice.PORT))
 
@@ -145,12 +144,11 @@ class LinkWatch:
         for line in lines:
             try:
                 audience = Audience.from_line(line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 log.warning("a listener said what we do not understand: %s", line[:80])
                 continue
-            known = set(self._audience.addresses) if audience.key == self._audience.key else set()
-            self._audience = audience
-            self._notify(tuple(each for each in audience.addresses if each not in known))
+            known, self._audience = self._audience.keys.items(), audience
+            self._notify(dict(audience.keys.items() - known))
 
     def _report(self) -> None:
         if monotonic_us() - self._reported_at_us >= REPORT_US:
