@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,15 @@ import paramiko
 import pytest
 
 from fabric.errors import ProvisionFailed
-from fabric.host.guest.provision import AGENT_PATH, SshKeys, connect, push_agent
+from fabric.host.guest import provision
+from fabric.host.guest.provision import (
+    AGENT_PATH,
+    GONE_AFTER,
+    SshKeys,
+    SshProvisioner,
+    connect,
+    push_agent,
+)
 
 BUNDLE = os.urandom(200_000)
 
@@ -141,3 +151,25 @@ def test_nobody_there_is_an_error_with_a_cure() -> None:
     with pytest.raises(ProvisionFailed, match="no SSH server") as caught:
         connect("127.254.254.254", 0.1)
     assert "console" in caught.value.cure
+
+
+@pytest.mark.parametrize("way", ["connect", "reach"])
+def test_the_silence_of_a_guest_that_is_gone_is_noticed(
+    way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With everything sent acknowledged only the kernel's own probes can notice (tcp(7))."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(provision, "SSH_PORT", server.getsockname()[1])
+        if way == "connect":
+            link = connect("127.0.0.1", 5)
+        else:
+            keys = SshKeys("", tmp_path)
+            with ThreadPoolExecutor(1) as executor:
+                reaching = SshProvisioner(keys, b"", executor).reach("127.0.0.1", 5)
+                link = asyncio.run(reaching)
+        with link:
+            assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+            idle, interval, limit = (link.getsockopt(socket.IPPROTO_TCP, x) for x in options)
+            assert idle + interval <= GONE_AFTER
+            assert limit == GONE_AFTER * 1000

@@ -105,7 +105,8 @@ class SshProvisioner:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
-            link = _tcp_socket()
+            link = _watched(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            link.setblocking(False)
             try:
                 async with asyncio.timeout(PROBE_TIMEOUT):
                     await loop.sock_connect(link, (address, SSH_PORT))
@@ -157,7 +158,9 @@ def connect(address: str, timeout: float) -> socket.socket:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return socket.create_connection((address, SSH_PORT), timeout=PROBE_TIMEOUT * 10)
+            return _watched(
+                socket.create_connection((address, SSH_PORT), timeout=PROBE_TIMEOUT * 10)
+            )
         except OSError as exc:
             if time.monotonic() >= deadline or exc.errno == errno.ENETUNREACH:
                 raise _unreachable(address, timeout, exc) from exc
@@ -244,11 +247,9 @@ def _write(stream: BinaryIO, data: bytes) -> None:
     stream.flush()
 
 
-def _tcp_socket() -> socket.socket:
-    link = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    link.setblocking(False)
+def _watched(link: socket.socket) -> socket.socket:
+    """A guest may be destroyed under a session: nobody will ever say goodbye, or acknowledge."""
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A guest may be destroyed under a session: nobody will ever say goodbye, or acknowledge.
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE_AFTER // 3)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, GONE_AFTER // 3)
