@@ -79,32 +79,27 @@ class ShortestRows:
 
     def _loop_free(self, goal: int, failed: int, hops: list[int]) -> tuple[bool, int, int] | None:
         """(does not avoid the dead host, metric, position) of the best neighbour, or None."""
-        best: tuple[bool, int, int] | None = None
-        mine = self.view.tree.distance[goal]
-        beyond = self.view.tree_of(failed).distance[goal]
-        idle = self.view.idle
-        for position, node, weight, to_root, distances, to_failed in self._stand_ins(failed):
-            left = distances[goal]
-            if left >= to_root + mine or left >= FAR or position in hops:
-                continue
-            if node in idle and node != goal:
-                continue
-            passes = node == failed or left >= to_failed + beyond
-            found = (passes, weight + left, position)
-            if best is None or found < best:
-                best = found
-        return best
+        view = self.view
+        candidates = self._candidates.get(failed) or self._stand_ins(failed)
+        mine, beyond = view.tree.distance[goal], view.tree_of(failed).distance[goal]
+        found = [
+            (node == failed or left >= to_failed + beyond, weight + left, position)
+            for position, node, weight, to_root, distances, to_failed in candidates
+            if (left := distances[goal]) < to_root + mine
+            and left < FAR
+            and position not in hops
+            and (node == goal or node not in view.idle)
+        ]
+        return min(found, default=None)
 
     def _stand_ins(self, failed: int) -> list[Candidate]:
-        found = self._candidates.get(failed)
-        if found is None:
-            root = self.view.root
-            found = self._candidates[failed] = []
-            for node, weight, position in self.view.first:
-                distances = self.view.tree_of(node).distance
-                # A host that carries nothing for others never brings a packet back.
-                to_root = FAR if root in self.view.idle else distances[root]
-                found.append((position, node, weight, to_root, distances, distances[failed]))
+        root, found = self.view.root, list[Candidate]()
+        for node, weight, position in self.view.first:
+            distances = self.view.tree_of(node).distance
+            # A host that carries nothing for others never brings a packet back.
+            to_root = FAR if root in self.view.idle else distances[root]
+            found.append((position, node, weight, to_root, distances, distances[failed]))
+        self._candidates[failed] = found
         return found
 
 

@@ -145,11 +145,18 @@ class BoundedRows(PathRows):
     def _kept(self, goal: int) -> list[int]:
         """The path in use, if every link of it is still there and it is within bounds."""
         view = self.view
-        index = view.graph.index
-        path = [index.get(node, -1) for node in self._previous.get(view.graph.ids[goal], ())]
-        hops = list(pairwise([view.root, *path]))
-        whole = all(hop in view.best for hop in hops) and not view.idle & set(path[:-1])
-        return path if path and whole and self.bounds.hold(view, path) else []
+        used = self._previous.get(view.graph.ids[goal])
+        if not used:
+            return []
+        index, best = view.graph.index, view.tree.path(goal)
+        path = [index.get(node, -1) for node in used]
+        if path == best:
+            path = best
+        else:
+            whole = view.best.keys() >= set(pairwise([view.root, *path]))
+            if not whole or not view.idle.isdisjoint(path[:-1]):
+                return []
+        return path if self.bounds.hold(view, path) else []
 
     def _best(self, goal: int, banned: int, avoid: Collection[int]) -> list[int]:
         view = self.view
@@ -188,10 +195,11 @@ class FloodRows:
         mine = view.tree.distance[goal]
         if not 0 < mine < FAR:
             return None
+        idle, meaning = view.idle, view.meaning
         useful = [
-            (at, 1 + view.meaning(distances[goal]))
+            (at, 1 + meaning(left))
             for node, at, distances in self._near
-            if distances[goal] < FAR and (node == goal or node not in view.idle)
+            if (left := distances[goal]) < FAR and (node == goal or node not in idle)
         ]
         hops = [at for at, _ in useful]
         return row(view.meaning(mine), hops, [], [[metric] for _, metric in useful])

@@ -103,10 +103,11 @@ class Rows(Mapping[str, Row]):
 
 def row(metric: int, hops: list[int], alternate: list[int], paths: list[list[int]]) -> Row:
     """A row without its empty parts at the end."""
-    found: Row = [metric, hops, alternate, paths]
-    while not found[-1]:
-        found.pop()
-    return found
+    if paths:
+        return [metric, hops, alternate, paths]
+    if alternate:
+        return [metric, hops, alternate]
+    return [metric, hops] if hops else [metric]
 
 
 class Positions:

@@ -86,7 +86,12 @@ class View:
 
     def meaning(self, weight: int) -> int:
         """A sum of weights in the metric's own unit."""
-        return weight if self.metric == "cost" else weight >> COST_BITS
+        return weight >> self._below
+
+    @cached_property
+    def _below(self) -> int:
+        """Bits that break ties by cost."""
+        return 0 if self.metric == "cost" else COST_BITS
 
     @cached_property
     def first(self) -> list[First]:
