@@ -63,8 +63,16 @@ def test_without_a_daemon_nobody_works_on_it(
 def test_others_are_not(tmp_path: Path, facts: dict[str, object]) -> None:
     path = noted(tmp_path, **facts)  # type: ignore[arg-type]
     assert not stillborn.is_stillborn(NAME, tmp_path)
+    if "age" not in facts:
+        stillborn.forget_all(tmp_path)
+        assert path.exists() and path.with_suffix(".pid").exists()
+
+
+def test_between_two_daemons_no_start_is_under_way(tmp_path: Path) -> None:
+    """The last one may look alive: nobody has waited for it yet."""
+    path = noted(tmp_path, age=-1)
     stillborn.forget_all(tmp_path)
-    assert path.exists() and path.with_suffix(".pid").exists()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("text", ["", "<domstatus", "<domstatus/>"])
@@ -87,7 +95,7 @@ def test_a_libvirtd_of_somebody_elses_is_left_running(monkeypatch: pytest.Monkey
     forgotten: list[str] = []
     monkeypatch.setattr(stillborn, "is_stillborn", lambda name: True)
     monkeypatch.setattr(stillborn, "forget", forgotten.append)
-    hypervisor = LibvirtHypervisor("qemu:///system", renew=lambda: False)
+    hypervisor = LibvirtHypervisor("qemu:///system", renew=lambda name: False)
     monkeypatch.setattr(hypervisor, "_lookup", lambda name: object())
     with pytest.raises(SpawnFailed) as caught:
         hypervisor.destroy(NAME)

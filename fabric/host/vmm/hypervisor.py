@@ -94,12 +94,12 @@ class LibvirtHypervisor:
         uri: str = "qemu:///system",
         *,
         revive: Callable[[], bool] | None = None,
-        renew: Callable[[], bool] | None = None,
+        renew: Callable[[str], bool] | None = None,
     ) -> None:
         """``revive``: has a libvirtd that went away started again if that is for us to do; whether
         one answers. With it, a libvirtd that is not there at first counts as one that just went
-        away. ``renew``: has the one that runs stopped and started, if that is for us to do; whether
-        it was. Both may raise FabricError, and block."""
+        away. ``renew``: has the one that runs forget a domain it will never finish, if that is for
+        us to do; whether it has. Both may raise FabricError, and block."""
         self.uri = uri
         self._revive, self._renew = revive, renew
         self._lost_at = None if revive is None else time.monotonic()
@@ -337,13 +337,14 @@ class LibvirtHypervisor:
     # -- absence -------------------------------------------------------------------------------
 
     def _bury(self, name: str) -> None:
+        if self._renew is not None and self._renew(name):
+            return
         stillborn.forget(name)
-        if self._renew is None or not self._renew():
-            raise SpawnFailed(
-                f"{self.uri}: the libvirtd that was starting {name} died, and its successor holds "
-                "on to the start",
-                cure="`systemctl restart libvirtd` (guests run on), then `fabric gc`",
-            )
+        raise SpawnFailed(
+            f"{self.uri}: the libvirtd that was starting {name} died, and its successor holds on "
+            "to the start",
+            cure="`systemctl restart libvirtd` (guests run on), then `fabric gc`",
+        )
 
     def _lookup(self, name: str) -> Any:
         try:

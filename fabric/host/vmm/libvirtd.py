@@ -116,13 +116,16 @@ def revive(deadline: float = START_DEADLINE) -> bool:
         return former is not None and not former.process.is_alive() and _again(former, deadline)
 
 
-def renew(deadline: float = START_DEADLINE) -> bool:
-    """Stop this machine's libvirtd and start it again, if it was started here; whether it was.
+def renew(unborn: str, deadline: float = START_DEADLINE) -> bool:
+    """Rid this machine's libvirtd of a domain whose start it will never finish: stop it and start
+    it again, if it was started here; whether it was.
 
-    Guests run on, and whoever uses it connects again: what it only believes is gone. Raises as
-    :func:`revive`."""
+    Guests run on, and whoever uses it connects again. Any number of orchestrators may want this at
+    once, for domains that died together. Raises as :func:`revive`."""
     with _locked() as alone:
         former = Former.read()
+        if alone and not stillborn.is_stillborn(unborn):
+            return True  # somebody was faster
         if not alone or former is None or not former.process.is_alive():
             return False
         if former.door() is None or _find("libvirtd") is None:

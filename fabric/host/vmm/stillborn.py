@@ -27,19 +27,21 @@ _FILES = ("xml", "xml.new", "pid")
 
 
 def is_stillborn(name: str, directory: Path = STATUS_DIRECTORY) -> bool:
-    """Whether nobody will ever finish the start of our domain ``name``."""
-    path = directory / f"{name}.xml"
+    """Whether the libvirtd that runs will never finish the start of our domain ``name``."""
+    path, daemon = directory / f"{name}.xml", libvirt_pid_file()
+    with contextlib.suppress(OSError):
+        # What it noted itself, it may still be working on.
+        before = daemon is None or path.stat().st_mtime < daemon.stat().st_mtime
+        return before and _is_starting(path)
+    return False
+
+
+def _is_starting(path: Path) -> bool:
     try:
-        noted, text = path.stat().st_mtime, path.read_text()
-        if ET.fromstring(text).get("pid") != "0" or read_mark(text) is None:
-            return False
+        text = path.read_text()
+        return ET.fromstring(text).get("pid") == "0" and read_mark(text) is not None
     except (OSError, ET.ParseError):
         return False
-    daemon = libvirt_pid_file()
-    with contextlib.suppress(OSError):
-        # What the daemon that runs now noted, it may still be working on.
-        return daemon is None or noted < daemon.stat().st_mtime
-    return False
 
 
 def forget(name: str, directory: Path = STATUS_DIRECTORY) -> None:
@@ -51,8 +53,9 @@ def forget(name: str, directory: Path = STATUS_DIRECTORY) -> None:
 
 
 def forget_all(directory: Path = STATUS_DIRECTORY) -> None:
-    """Before a libvirtd is started: none is to read of a stillborn domain of ours."""
+    """Before a libvirtd is started, while none runs: it is not to read of our domains that the last
+    one was starting."""
     for path in directory.glob("*.xml"):
         with contextlib.suppress(OSError):
-            if is_stillborn(path.stem, directory):
+            if _is_starting(path):
                 forget(path.stem, directory)

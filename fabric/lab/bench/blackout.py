@@ -33,9 +33,10 @@ BACK_DEADLINE = 90.0
 """Seconds until a stream flows again, or a path is what it was."""
 FLOWING = 0.5
 """Seconds without loss after which a stream counts as flowing."""
-REST = 6.0
+REST = {"bird-ospf": 6.0, "frr-ospf": 6.0}
 """Seconds between a path's return and the next cut: OSPF does not tell the same within 5 (RFC 2328,
 MinLSInterval)."""
+REST_OF_OTHERS = 2.0
 CUTS = {"adjacent": "h1-h2", "remote": "h2-h4"}
 """Which link is cut: the sender's own, or one it only hears of. Packets go h1 - h2 - h4."""
 
@@ -164,7 +165,7 @@ class _Run:
     def _cut(self, which: str) -> float:
         """One cut; the blackout it made, ms."""
         self._until("the stream takes the better way", self._on_best_path)
-        time.sleep(REST)
+        time.sleep(REST.get(self._system, REST_OF_OTHERS))
         flowing: set[int] = set()
         self._until("the stream flows", lambda: self._flows(flowing))
         before = max(flowing)
