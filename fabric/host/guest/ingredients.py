@@ -16,7 +16,7 @@ from fabric.host.guest.guest import Accelerator
 from fabric.host.vmm.domain_xml import template_text
 from fabric.host.vmm.image import GuestImage, sha256_of
 
-FORMAT = 2
+FORMAT = 3
 """Raised when what a template consists of changes, the agent's part in it included."""
 
 
