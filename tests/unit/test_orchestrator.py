@@ -600,10 +600,10 @@ def test_a_client_that_gave_up_gets_no_guest() -> None:
         world = World()
         world.guests.gate.clear()
         limit = world.orchestrator.config.limits.held_seconds
-        world.miss(syn(port=1), syn(port=2))
+        world.miss(syn(port=1))
         await settle()
         world.clock.now += limit - 1
-        world.miss(syn(port=2))  # this one still asks
+        world.miss(syn(port=2))
         world.orchestrator.sweep()
         assert len(world.orchestrator.connections) == 2
         world.clock.now += 1
@@ -621,6 +621,28 @@ def test_a_client_that_gave_up_gets_no_guest() -> None:
         world.orchestrator.sweep()
         await settle()
         assert len(world.orchestrator.connections) == 1
+
+    run(story())
+
+
+def test_nobody_waits_for_a_first_guest_for_ever() -> None:
+    async def story() -> None:
+        world = World()
+        world.guests.gate.clear()
+        limit = world.orchestrator.config.limits.held_seconds
+        world.miss(syn(port=1))
+        await settle()
+        for _ in range(limit - 1):
+            world.clock.now += 1
+            world.miss(syn(port=1))  # it goes on asking
+            world.orchestrator.sweep()
+        assert len(world.orchestrator.connections) == 1
+        world.clock.now += 1
+        world.orchestrator.sweep()
+        await settle()
+        (refused,) = [e.fields for e in world.events.since(0) if e.name == "refused"]
+        assert refused["cause"] == "abandoned" and "no guest within 120 s" in str(refused)
+        assert len(world.orchestrator.connections) == 0
 
     run(story())
 

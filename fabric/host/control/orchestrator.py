@@ -285,8 +285,7 @@ class Orchestrator:
         for connection in self.connections:
             quiet = now - connection.last_active
             if connection.state is not State.ESTABLISHED and self.config.spawning:
-                if quiet >= self.config.limits.held_seconds:
-                    self._abandon(connection, quiet)
+                self._abandon_late(connection, quiet)
                 continue
             self._keep_protected(connection, now)
             quiet = now - connection.last_active
@@ -296,10 +295,16 @@ class Orchestrator:
                 connection.last_active = now
                 self._start(self.end(connection, why))
 
-    def _abandon(self, connection: Connection, quiet: float) -> None:
-        """Whoever asked has stopped asking: no guest for it."""
-        if connection.spawning is not None and connection.spawning.cancel():
+    def _abandon_late(self, connection: Connection, quiet: float) -> None:
+        """No guest for whoever has stopped asking; and nobody waits for a first one for ever: a
+        refusal says more than the time-out of the application's kernel (TCP: 127 s)."""
+        limit, why = self.config.limits.held_seconds, ""
+        waited = (self.clock.unix_us() - connection.requested_at_us) / 1e6
+        if quiet >= limit:
             why = f"no guest yet, and no packet for {quiet:.0f} s"
+        elif not connection.established_at and waited >= limit:
+            why = f"no guest within {waited:.0f} s"
+        if why and connection.spawning is not None and connection.spawning.cancel():
             self._give_up(connection, why, "abandoned")
 
     def announce(

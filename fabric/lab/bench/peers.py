@@ -1,9 +1,9 @@
 """Routing daemons of others on a lab's namespaces, to be measured beside the fabric.
 
 Owns: their configuration and processes: BIRD (OSPF with BFD, Babel) and FRR (OSPF with BFD). May
-import: errors, lab. They route addresses of their own (:data:`NETWORK`) in the kernel; the fabric's
-overlay is not theirs. Timers of liveness are each daemon's defaults; hellos come once a second, so
-that a mended link is back soon.
+import: errors, host.network.netlink, lab. They route addresses of their own (:data:`NETWORK`) in
+the kernel; the fabric's overlay is not theirs. Timers of liveness are each daemon's defaults;
+OSPF's hellos come once a second, so that a mended link is back soon.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fabric.errors import EnvironmentFault, ToolMissing
+from fabric.host.network.netlink import Netlink
 from fabric.lab.bench.bed import Bed, ip_batch
 
 NETWORK = "10.88.0"
@@ -144,6 +145,8 @@ def running(name: str, bed: Bed) -> Iterator[None]:
             stack.enter_context(_address(namespace, address(host.node)))
             member = Member(host.node, namespace, _links(bed, host.host), home / host.host)
             member.directory.mkdir()
+            if name == "bird-babel":
+                stack.enter_context(_ipv6(namespace, member.links))
             for command in PEERS[name](member):
                 stack.callback(_end, _start(namespace, command, member.directory, group))
         _await_routes(bed)
@@ -157,6 +160,18 @@ def _address(namespace: str, own: str) -> Iterator[None]:
         yield
     finally:
         ip_batch(namespace, [f"addr del {own}/32 dev lo"])
+
+
+@contextmanager
+def _ipv6(namespace: str, links: tuple[Neighbouring, ...]) -> Iterator[None]:
+    """Babel speaks from link-local addresses (RFC 8966, section 4); a lab's links have none."""
+    paths = [f"ipv6/conf/{link.interface}/disable_ipv6" for link in links]
+    with Netlink(namespace) as network:
+        network.sysctls(dict.fromkeys(paths, 0))
+        try:
+            yield
+        finally:
+            network.sysctls(dict.fromkeys(paths, 1))
 
 
 def _links(bed: Bed, host: str) -> tuple[Neighbouring, ...]:
