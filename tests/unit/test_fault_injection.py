@@ -60,7 +60,7 @@ def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(guest_module.AGENT_DEADLINES, "tcg", 0.1)
     monkeypatch.setattr(endings, "RETRY", 0.02)
     monkeypatch.setattr(messages, "ANSWER_DEADLINE", 0.05)
-    monkeypatch.setattr(copies, "COPY_DEADLINE", 0.1)
+    monkeypatch.setattr(copies, "COPY_DEADLINES", {"kvm": 0.1, "tcg": 0.1})
     monkeypatch.setattr(pool, "RETRY", 0.05)
 
 

@@ -31,9 +31,10 @@ from fabric.host.guest.tiers import Instruct, configured, ready
 from fabric.host.vmm.domain_xml import DomainSpec, MemoryFile
 from fabric.wire.control import Identified, Identify
 
-COPY_DEADLINE = 20.0
+COPY_DEADLINES = {"kvm": 20.0, "tcg": 60.0}
 """Seconds a copy may take to be ready: 0.1 s, some seconds beside dozens of others. What comes
-after is a cold boot, so waiting long helps nobody."""
+after is a cold boot, forty times as much work: on a machine that is so busy that copies are late,
+it would come later still, and make the others late."""
 
 ENTROPY_SIZE = 32
 """Bytes of randomness for each copy: the size of the kernel generator's key."""
@@ -47,6 +48,7 @@ class Copier:
     def __init__(self, steps: Steps, keeper: TemplateKeeper) -> None:
         self.keeper = keeper
         self.steps = steps
+        self.deadline = COPY_DEADLINES["kvm" if steps.acceleration.kind == "kvm" else "tcg"]
 
     async def prepare(self, guest: Guest) -> None:
         """REQUESTED → PREPARED. Raises FabricError."""
@@ -100,13 +102,13 @@ class Copier:
         guest.advance(GuestEvent.RESUMED)
         steps.hooks.step(Step.RESUMED)
         steps.hooks.emit("guest-resumed", guest, resumed_at_us=time.time_ns() // 1000)
-        asyncio.get_running_loop().call_later(COPY_DEADLINE, self._miss, guest)
+        asyncio.get_running_loop().call_later(self.deadline, self._miss, guest)
         if instruct is None:
             with phase(guest, "identify_ms"):
-                await unless_lost(guest, steps.word(guest, guest.said_identified, COPY_DEADLINE))
+                await unless_lost(guest, steps.word(guest, guest.said_identified, self.deadline))
         else:
             with phase(guest, "ready_ms"):
-                await ready(steps, guest, COPY_DEADLINE)
+                await ready(steps, guest, self.deadline)
 
     def _identify(self, guest: Guest) -> Identify:
         identity, key = guest.identity, guest.host_key
@@ -207,7 +209,7 @@ class WarmTier(PooledTier):
 
     async def bring_up(self, guest: Guest, instruct: Instruct) -> None:
         guest.advance(GuestEvent.CLAIMED)
-        await configured(self._copier.steps, guest, instruct, COPY_DEADLINE)
+        await configured(self._copier.steps, guest, instruct, self._copier.deadline)
 
     async def make(self, guest: Guest) -> None:
         await self._copier.prepare(guest)
