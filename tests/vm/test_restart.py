@@ -8,7 +8,7 @@ import re
 import signal
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,15 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def named(where: Lab, name: str, connection: str | None = None) -> list[dict[str, Any]]:
     found = [event for event in where.events() if event["name"] == name]
     return [event for event in found if connection in (None, event["connection"])]
+
+
+def waiting_points(pid: int) -> int:
+    """How many eventfds a process has: libvirt's client takes one for each connection."""
+    found = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            found += "eventfd" in str(descriptor.readlink())
+    return found
 
 
 def orchestrators(where: Lab) -> dict[str, int]:
@@ -236,6 +245,7 @@ def test_guests_and_connections_survive_libvirtd(line: Lab, tmp_path: Path) -> N
         number = newest(line)
         pings.more(5)
         former = int(LIBVIRTD.read_text())
+        before = {host: waiting_points(pid) for host, pid in orchestrators(line).items()}
         kill(former)
         back = "libvirt-reconnected"
         wait_for("libvirtd", lambda: {e["host"] for e in named(line, back)} == set(HOSTS), 60)
@@ -247,6 +257,8 @@ def test_guests_and_connections_survive_libvirtd(line: Lab, tmp_path: Path) -> N
         assert not named(line, "guest-lost", number)
         assert line.run("h1", "ping", "-c", "1", "-W", "60", "h2").returncode == 0
     in_order(line)
+    after = {host: waiting_points(pid) for host, pid in orchestrators(line).items()}
+    assert after == before, "the lost connection left something open"
 
 
 def test_a_start_that_libvirtd_did_not_live_to_finish(

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -224,8 +225,7 @@ class LibvirtHypervisor:
             connection, self._connection = self._connection, None
             self._watchers.clear()
         if connection is not None:
-            with contextlib.suppress(libvirt.libvirtError):
-                connection.close()
+            _release(connection)
 
     # -- the connection ------------------------------------------------------------------------
 
@@ -254,18 +254,13 @@ class LibvirtHypervisor:
                     return self._connection
                 self._drop()
             _EventLoop.ensure()
-            try:
+            with self._doing("connecting"):
                 connection = libvirt.open(self.uri)
-                # Local drivers such as test:/// have no wire to keep alive, and say so.
-                with contextlib.suppress(libvirt.libvirtError):
-                    connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
-                with contextlib.suppress(libvirt.libvirtError):
-                    connection.registerCloseCallback(self._on_close, None)
-                connection.domainEventRegisterAny(
-                    None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
-                )
-            except libvirt.libvirtError as exc:
-                raise self._translated(exc, "connecting") from exc
+                try:
+                    self._listen(connection)
+                except libvirt.libvirtError:
+                    _release(connection)
+                    raise
             self._connection, self._lost_at = connection, None
             if self._served:  # perhaps to a call that closed the dead one before libvirt's word
                 told = (DomainEvent.RECONNECTED, "", "")
@@ -273,11 +268,20 @@ class LibvirtHypervisor:
             self._served = True
             return connection
 
+    def _listen(self, connection: Any) -> None:
+        # Local drivers such as test:/// have no wire to keep alive, and say so.
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.registerCloseCallback(self._on_close, None)
+        connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+        )
+
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         self._lost_at = time.monotonic()
-        with contextlib.suppress(libvirt.libvirtError):
-            connection.close()
+        _release(connection)
 
     def _on_close(self, _connection: object, _reason: int, _opaque: object) -> None:
         """libvirt's event thread: the daemon went away. Reconnecting blocks, so not here."""
@@ -399,6 +403,15 @@ class LibvirtHypervisor:
                 f"{self.uri}: {doing}: {text}", cure="start libvirtd; `fabric doctor` says more"
             )
         return SpawnFailed(f"{self.uri}: {doing}: {text}", cure="look at libvirt's log")
+
+
+def _release(connection: Any) -> None:
+    """Close it for good: what is registered with it keeps its descriptors open."""
+    listening = list(getattr(connection, "domainEventCallbackID", ()))
+    undo = [partial(connection.domainEventDeregisterAny, each) for each in listening]
+    for step in (*undo, connection.unregisterCloseCallback, connection.close):
+        with contextlib.suppress(libvirt.libvirtError):
+            step()
 
 
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
