@@ -136,7 +136,9 @@ class Host:
             clock=parts.clock,
         )
         self._publication = (
-            Publication(self.keeper, parts.store, parts.events) if parts.store else None
+            Publication(self.keeper, parts.store, parts.events, parts.keyring.name)
+            if parts.store
+            else None
         )
         self._feed = LinkFeed(config.host_dir, self._on_links, self.keeper.on_silence)
         self._listens = config.liveness.enabled and parts.watches_links

@@ -116,6 +116,11 @@ class Etcd:
             self._process.wait()
             self._process = None
 
+    def hang(self, hangs: bool) -> None:
+        """As behind a network that lets nothing through: nobody refuses, and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP if hangs else signal.SIGCONT)
+
     def prepare(self) -> Access:
         """Turn users on; a host's own access."""
         return asyncio.run(self._prepare())
@@ -451,6 +456,29 @@ def test_a_strangers_certificate_is_not_believed(
         await watcher.sees(None)
         await watcher.close()
         assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
+
+    story(tell)
+
+
+def test_a_store_behind_a_partition_is_lost_and_comes_back_whole(
+    etcd: tuple[Etcd, Access],
+) -> None:
+    server, access = etcd
+    (kind,) = _etcd(server, access)
+
+    async def tell() -> None:
+        async with watchers(kind, 2) as (one, other):
+            await one.store.put("links/1", b"before")
+            await other.sees({"links/1": b"before"})
+            server.hang(True)
+            try:
+                await one.sees(None)
+                await other.sees(None)
+                await one.store.put("links/1", b"meanwhile")
+            finally:
+                server.hang(False)
+            await one.sees({"links/1": b"meanwhile"})
+            await other.sees({"links/1": b"meanwhile"})
 
     story(tell)
 

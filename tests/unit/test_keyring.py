@@ -20,3 +20,8 @@ def test_a_later_life_of_the_host_knows_it_again() -> None:
 
 def test_a_host_without_a_secret_has_no_keys() -> None:
     assert Keyring().key(7, "100.64.0.4") == b""
+    assert Keyring().name == ""
+
+
+def test_a_host_is_told_by_its_secret() -> None:
+    assert Keyring(b"one").name == Keyring(b"one").name != Keyring(b"other").name

@@ -19,11 +19,11 @@ PATIENCE = 5.0
 class Member:
     """One host with a session of its own."""
 
-    def __init__(self, place: Place, node: int) -> None:
+    def __init__(self, place: Place, node: int, holder: str = "") -> None:
         self.kept = Kept(node)
         self.kept.keeper.share(False)
         self.store = MemoryStore(place)
-        self.publication = Publication(self.kept.keeper, self.store, self.kept.events)
+        self.publication = Publication(self.kept.keeper, self.store, self.kept.events, holder)
         self.task = asyncio.create_task(self.publication.run())
 
     def hops(self, to: int) -> list[int]:
@@ -92,5 +92,70 @@ def test_what_is_no_report_is_told_once_and_harms_nobody() -> None:
         await asyncio.sleep(0.05)
         assert one.kept.names().count("report-refused") == 1
         await one.leave()
+
+    asyncio.run(story())
+
+
+def told(place: Place, node: int) -> bytes:
+    return place.values.get(f"links/{node}", (0, b""))[1]
+
+
+def test_of_two_hosts_with_one_id_the_first_goes_on_and_the_other_waits() -> None:
+    async def story() -> None:
+        place = Place()
+        four, first = Member(place, 4, "host four"), Member(place, 1, "host one")
+        first.kept.hear(standing(1), standing(2))
+        four.kept.hear(standing(1), standing(2))
+        await until(lambda: bool(told(place, 1)) and four.kept.keeper.reports.keys() == {1, 4})
+        word = told(place, 1)
+        second = Member(place, 1, "a stranger")
+        second.kept.hear(standing(1, up=False), standing(2))
+        await until(lambda: "node-taken" in second.kept.names())
+        (event,) = [e for e in second.kept.events.since(0) if e.name == "node-taken"]
+        assert event.fields["holder"] == "host one"
+        second.kept.hear(standing(1), standing(2, up=False))
+        await asyncio.sleep(0.05)
+        assert told(place, 1) == word
+        assert "node-taken" not in first.kept.names()
+        first.kept.hear(standing(1, up=False), standing(2))
+        await until(lambda: told(place, 1) != word)
+        await first.leave()
+        await until(lambda: "node-free" in second.kept.names() and bool(told(place, 1)))
+        assert json.loads(told(place, 1))["links"]["2"] == {"up": False}
+        await second.leave()
+        await four.leave()
+
+    asyncio.run(story())
+
+
+def test_of_two_that_come_at_once_one_goes_on_with_its_own_word() -> None:
+    async def story() -> None:
+        place = Place()
+        rivals = [Member(place, 1, f"host {name}") for name in "ab"]
+        rivals[0].kept.hear(standing(1, up=False), standing(2))
+        rivals[1].kept.hear(standing(1), standing(2, up=False))
+        await until(lambda: any("node-taken" in each.kept.names() for each in rivals))
+        await asyncio.sleep(0.1)
+        (ahead,) = [each for each in rivals if "node-taken" not in each.kept.names()]
+        word = json.dumps(ahead.kept.keeper.report.to_json(), separators=(",", ":")).encode()
+        assert told(place, 1) == word
+        for each in rivals:
+            await each.leave()
+
+    asyncio.run(story())
+
+
+def test_a_host_that_was_killed_and_started_again_is_still_itself() -> None:
+    async def story() -> None:
+        place = Place()
+        killed = Member(place, 1, "host one")
+        killed.kept.hear(standing(1), standing(2))
+        await until(lambda: bool(told(place, 1)))
+        again = Member(place, 1, "host one")  # the lease of the one before still runs
+        again.kept.hear(standing(1, up=False), standing(2))
+        await until(lambda: b'"up":false' in told(place, 1))
+        assert "node-taken" not in again.kept.names()
+        await again.leave()
+        await killed.leave()
 
     asyncio.run(story())

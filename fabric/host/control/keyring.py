@@ -21,6 +21,14 @@ class Keyring:
         """``secret``: empty: there are no keys."""
         self._secret = secret
 
+    @property
+    def name(self) -> str:
+        """Of the host that has this secret, in all its lives; tells nothing of the secret. Empty:
+        there is none."""
+        if not self._secret:
+            return ""
+        return hmac.new(self._secret, b"name", hashlib.sha256).hexdigest()[:16]
+
     def key(self, connection: int, address: str) -> bytes:
         """Of the guest at ``address`` that serves ``connection``: HMAC-SHA-256 (RFC 2104), cut."""
         if not self._secret:

@@ -1,7 +1,11 @@
 """This host's word to the others through the store, and theirs to it.
 
-Owns: the keys and documents of reports, the task that keeps both going. May import: errors,
-routing, host.store, host.control.topology_keeper.
+Owns: the keys and documents of reports, the task that keeps both going, who a node id belongs to.
+May import: errors, routing, host.store, host.control.topology_keeper.
+
+Two hosts with one node id would each tell the others what the other one's links are like. So a host
+says who it is beside its report, and one that finds its id taken says nothing, and hears nothing,
+until the first one has left.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from fabric.routing.link_state import NodeReport
 log = logging.getLogger(__name__)
 
 LINKS = "links/"
+HOLDERS = "holders/"
+"""Node id → who has it."""
 RETRY = 1.0
 """Seconds until a value that could not be put is tried again."""
 RETURN = 20.0
@@ -30,7 +36,15 @@ RETURN = 20.0
 class Publication:
     """Between one keeper and one store."""
 
-    def __init__(self, keeper: TopologyKeeper, store: Store, events: EventLog) -> None:
+    def __init__(
+        self, keeper: TopologyKeeper, store: Store, events: EventLog, holder: str = ""
+    ) -> None:
+        """``holder``: this very host, in all its lives; empty: nobody asks whose an id is."""
+        self._holder = holder.encode()
+        self._alone = asyncio.Event()
+        """Whether this host's node id is its own."""
+        self._rival = ""
+        self._told = b""
         self._keeper = keeper
         self._store = store
         self._events = events
@@ -55,12 +69,39 @@ class Publication:
                     loop = asyncio.get_running_loop()
                     self._whole_at = loop.time() + RETURN
                     loop.call_at(self._whole_at, self._hear)
-                self._latest = list(self._reports(state))
-                self._hear()
-                self._keeper.share(True)
+                alone = self._look_around(state)
+                if alone:
+                    self._latest = list(self._reports(state))
+                    self._hear()
+                self._keeper.share(alone)
         finally:
             telling.cancel()
             await self._store.close()
+
+    def _look_around(self, state: State) -> bool:
+        """Whether this host's node id is its own; tells when that changes."""
+        node = self._keeper.report.node
+        found = state.get(f"{HOLDERS}{node}", self._holder) if self._holder else b""
+        rival = "" if found == self._holder else found.decode(errors="replace")
+        if rival and rival != self._rival:
+            name = self._keeper.topology.name_of(node)
+            self._events.emit(
+                "node-taken",
+                node=node,
+                holder=rival,
+                error=f"another host is in the store as node {node} ({name}): this one waits",
+                cure=f"end one of them, or give it another id (this is {self._holder.decode()})",
+            )
+        elif self._rival and not rival:
+            self._events.emit("node-free", node=node)
+        self._rival = rival
+        if rival:
+            self._alone.clear()
+        elif not self._alone.is_set() or state.get(f"{LINKS}{node}", self._told) != self._told:
+            # A rival that came at the same moment may have spoken before it saw us.
+            self._alone.set()
+            self._news.set()
+        return not rival
 
     def _hear(self) -> None:
         whole = asyncio.get_running_loop().time() >= self._whole_at
@@ -70,11 +111,15 @@ class Publication:
 
     async def _tell(self) -> None:
         while True:
+            await self._alone.wait()
             await self._news.wait()
             self._news.clear()
             report = self._keeper.report
             try:
+                if self._holder:
+                    await self._store.put(f"{HOLDERS}{report.node}", self._holder)
                 value = json.dumps(report.to_json(), separators=(",", ":")).encode()
+                self._told = value
                 await self._store.put(f"{LINKS}{report.node}", value)
             except FabricError as exc:
                 self._events.emit("store-refused", error=exc.message)
