@@ -146,6 +146,9 @@ class Dead:
     def isAlive(self) -> bool:  # noqa: N802 - libvirt's name
         return False
 
+    def unregisterCloseCallback(self) -> None:  # noqa: N802 - libvirt's name
+        """It said what it had to say."""
+
     def close(self) -> None:
         pass
 
