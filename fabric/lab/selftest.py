@@ -21,6 +21,12 @@ from fabric.lab.spec import Options
 PORTS = (20_001, 20_002)
 DEADLINE = 30.0
 """Seconds until a guest that carries packets has told its host who it is."""
+TOPOLOGY = """\
+name: {name}
+defaults: {{hosts: {{pool: {{minimum: 2, maximum: 2}}}}}}
+hosts: {{h1: , h2: }}
+links: [h1-h2]
+"""
 TIERS = ("template", "prepared")
 
 INSIDE: dict[str, tuple[str, ...]] = {
@@ -58,7 +64,8 @@ def run(options: Options, name: str, tier: str, progress: Progress) -> list[Comp
     copies.
     """
     progress("bringing up two hosts")
-    with Bed(1, name, replace(options, tier=tier), lambda _line: None, pool=2) as bed:
+    text = TOPOLOGY.format(name=name)
+    with Bed(1, name, replace(options, tier=tier), lambda _line: None, text=text) as bed:
         Readiness(bed, tier).wait()
         first, last = bed.hosts
         bed.program(last, "answer", str(PORT), module=opener)

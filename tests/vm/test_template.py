@@ -179,5 +179,6 @@ def test_the_self_test_shows_that_two_copies_share_nothing() -> None:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
     found = {each["what"]: each for each in json.loads(done.stdout)}
-    assert {"MAC", "address", "SSH host key", "random stream"} <= found.keys()
+    compared = {"MAC", "address", "SSH host key", "random stream", "connection key"}
+    assert compared <= found.keys()
     assert all(each["differs"] for each in found.values())
