@@ -69,6 +69,17 @@ class WidestRows:
         if as_wide and self.view.same_as(earlier.view):
             self._levels = earlier._levels
             return set()
+        moved = set() if as_wide else self._wider_or_narrower(earlier)
+        for width, level in earlier._levels.items():
+            self._levels[width] = self.view.at_least(width, level)
+            others = self._levels[width].moved_since(level)
+            if others is None or self._levels[width].near_moved:
+                return None  # alternates compare with distances between neighbours
+            moved |= others
+        return moved
+
+    def _wider_or_narrower(self, earlier: WidestRows) -> set[int]:
+        """Nodes with another largest bottleneck in any search."""
         moved = {at for at, width in enumerate(self._reach) if width != earlier._reach[at]}
         for node, widths in earlier._widths.items():
             now = self._widths_of(node)
@@ -76,12 +87,6 @@ class WidestRows:
         for (banned, *left), widths in earlier._repairs.items():
             now = self._after(banned, [each for each in self._first if each[2] in left])
             moved |= {at for at, width in enumerate(widths) if width != now[at]}
-        for width, level in earlier._levels.items():
-            self._levels[width] = self.view.at_least(width, level)
-            others = self._levels[width].moved_since(level)
-            if others is None or self._levels[width].near_moved:
-                return None  # alternates compare with distances between neighbours
-            moved |= others
         return moved
 
     @cached_property

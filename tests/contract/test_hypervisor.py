@@ -146,11 +146,19 @@ class Dead:
     def isAlive(self) -> bool:  # noqa: N802 - libvirt's name
         return False
 
+    def __init__(self, hypervisor: LibvirtHypervisor) -> None:
+        self._tell = threading.Thread(target=hypervisor._on_close, args=(None, 0, None))
+        self.closed = threading.Event()
+        self.told = False
+
     def unregisterCloseCallback(self) -> None:  # noqa: N802 - libvirt's name
-        """It said what it had to say."""
+        """As libvirt does it: it is being told of its end, and that is waited for."""
+        self._tell.start()
+        self._tell.join(10)
+        self.told = not self._tell.is_alive()
 
     def close(self) -> None:
-        pass
+        self.closed.set()
 
 
 def test_a_daemon_that_came_back_is_told_once_whoever_noticed_first() -> None:
@@ -165,10 +173,11 @@ def test_a_daemon_that_came_back_is_told_once_whoever_noticed_first() -> None:
     hypervisor.watch(watcher)
     try:
         assert told == [], "the first connection is no return"
-        hypervisor._connection = Dead()
+        dead = hypervisor._connection = Dead(hypervisor)
         assert hypervisor.is_alive(), "a call found it dead, and connected again"
-        hypervisor._on_close(None, 0, None)  # libvirt's own callback, behind it
         assert back.wait(10)
+        assert dead.closed.wait(20)
+        assert dead.told, "libvirt's callback waited for whoever closed the connection"
         assert hypervisor.is_alive()
         time.sleep(0.2)
         assert told == [DomainEvent.RECONNECTED]

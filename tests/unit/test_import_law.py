@@ -29,7 +29,7 @@ HOST_TOP = {"main", "assembly", "api", "views"}
 # third-party library -> the one module that may import it (typer: the one package)
 OWNERS = {
     "libvirt": "fabric/host/vmm/hypervisor.py",
-    "libvirt_qemu": "fabric/host/vmm/hypervisor.py",
+    "libvirt_qemu": "fabric/host/vmm/monitor.py",
     "paramiko": "fabric/host/guest/provision.py",
     "jinja2": "fabric/host/vmm/domain_xml.py",
     "pyroute2": "fabric/host/network/netlink.py",

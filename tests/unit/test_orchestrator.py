@@ -595,13 +595,18 @@ def test_closing_ends_everything_even_a_spawn_under_way() -> None:
     run(story())
 
 
+async def waiting_for_a_guest() -> tuple[World, int]:
+    """A connection whose guest does not come, and how long it may wait, s."""
+    world = World()
+    world.guests.gate.clear()
+    world.miss(syn(port=1))
+    await settle()
+    return world, world.orchestrator.config.limits.held_seconds
+
+
 def test_a_client_that_gave_up_gets_no_guest() -> None:
     async def story() -> None:
-        world = World()
-        world.guests.gate.clear()
-        limit = world.orchestrator.config.limits.held_seconds
-        world.miss(syn(port=1))
-        await settle()
+        world, limit = await waiting_for_a_guest()
         world.clock.now += limit - 1
         world.miss(syn(port=2))
         world.orchestrator.sweep()
@@ -627,11 +632,7 @@ def test_a_client_that_gave_up_gets_no_guest() -> None:
 
 def test_nobody_waits_for_a_first_guest_for_ever() -> None:
     async def story() -> None:
-        world = World()
-        world.guests.gate.clear()
-        limit = world.orchestrator.config.limits.held_seconds
-        world.miss(syn(port=1))
-        await settle()
+        world, limit = await waiting_for_a_guest()
         for _ in range(limit - 1):
             world.clock.now += 1
             world.miss(syn(port=1))  # it goes on asking

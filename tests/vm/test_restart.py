@@ -16,7 +16,7 @@ import pytest
 
 from fabric.host.vmm import libvirtd, stillborn
 from fabric.host.vmm.libvirtd import Former
-from fabric.host.vmm.stillborn import STATUS_DIRECTORY
+from fabric.host.vmm.remains import STATUS_DIRECTORY
 from tests.vm.conftest import lab
 from tests.vm.lab import ROOT, Lab, qemu_pid, wait_for
 

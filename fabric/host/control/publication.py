@@ -44,6 +44,8 @@ class Publication:
         self._alone = asyncio.Event()
         """Whether this host's node id is its own."""
         self._rival = ""
+        self._claimed = False
+        """Whether the store was told who has this node id: it keeps that itself."""
         self._told = b""
         self._keeper = keeper
         self._store = store
@@ -96,6 +98,7 @@ class Publication:
             self._events.emit("node-free", node=node)
         self._rival = rival
         if rival:
+            self._claimed = False
             self._alone.clear()
         elif not self._alone.is_set() or state.get(f"{LINKS}{node}", self._told) != self._told:
             # A rival that came at the same moment may have spoken before it saw us.
@@ -116,7 +119,8 @@ class Publication:
             self._news.clear()
             report = self._keeper.report
             try:
-                if self._holder:
+                if self._holder and not self._claimed:
+                    self._claimed = True
                     await self._store.put(f"{HOLDERS}{report.node}", self._holder)
                 value = json.dumps(report.to_json(), separators=(",", ":")).encode()
                 self._told = value

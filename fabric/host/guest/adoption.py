@@ -109,7 +109,7 @@ class Adopter:
         self._ping = ping
         self._steps = steps
         self._slots = slots
-        kind = "kvm" if steps.acceleration.kind == "kvm" else "tcg"
+        kind = steps.accelerator
         self._deadline, self._patience = ADOPTION_DEADLINES[kind], PING_DEADLINES[kind]
 
     async def take_over(self, saved: Sequence[SavedConnection]) -> Inheritance:

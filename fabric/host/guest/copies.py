@@ -48,7 +48,7 @@ class Copier:
     def __init__(self, steps: Steps, keeper: TemplateKeeper) -> None:
         self.keeper = keeper
         self.steps = steps
-        self.deadline = COPY_DEADLINES["kvm" if steps.acceleration.kind == "kvm" else "tcg"]
+        self.deadline = COPY_DEADLINES[steps.accelerator]
 
     async def prepare(self, guest: Guest) -> None:
         """REQUESTED → PREPARED. Raises FabricError."""

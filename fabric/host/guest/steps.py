@@ -70,6 +70,11 @@ class Steps:
     """For what blocks."""
     hooks: Hooks
 
+    @property
+    def accelerator(self) -> str:
+        """kvm or tcg: what deadlines go by."""
+        return "kvm" if self.acceleration.kind == "kvm" else "tcg"
+
     async def create(
         self, guest: Guest, change: Change = lambda plan: plan, *, paused: bool = False
     ) -> None:

@@ -54,7 +54,7 @@ class ColdTier:
     def __init__(self, steps: Steps, at_once: asyncio.Semaphore) -> None:
         self.at_once = at_once
         self._steps = steps
-        kind = "kvm" if steps.acceleration.kind == "kvm" else "tcg"
+        kind = steps.accelerator
         self._step_deadline, self.agent_deadline = STEP_DEADLINES[kind], AGENT_DEADLINES[kind]
 
     def unavailable(self) -> str:

@@ -10,25 +10,24 @@ All calls block and may come from any thread. libvirt's errors are translated he
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import libvirt
-import libvirt_qemu
 
 from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
 from fabric.host.process import Process
 from fabric.host.vmm import migration, remains, stillborn
 from fabric.host.vmm.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark_element
 from fabric.host.vmm.domains import DomainEvent, DomainHandle, Hypervisor, OwnedDomain, Watcher
+from fabric.host.vmm.monitor import DomainMonitor
 
 __all__ = [
     "DomainEvent", "DomainHandle", "Hypervisor", "LibvirtHypervisor", "OwnedDomain", "Watcher",
@@ -56,8 +55,6 @@ RESTART_PATIENCE = 10.0
 a caller who waits needs no second try. Counted from when it went."""
 
 _POLL = 0.01
-_PID_DIRECTORY = Path("/run/libvirt/qemu")
-"""Where libvirt keeps NAME.pid of every QEMU it started for qemu:///system."""
 
 
 class _EventLoop:
@@ -102,6 +99,7 @@ class LibvirtHypervisor:
         away. ``renew``: has the one that runs forget a domain it will never finish, if that is for
         us to do; whether it has. Both may raise FabricError, and block."""
         self.uri = uri
+        self._real = uri.startswith("qemu:")  # libvirt's test driver has no processes
         self._revive, self._renew = revive, renew
         self._lost_at = None if revive is None else time.monotonic()
         self._lock = threading.RLock()
@@ -128,7 +126,8 @@ class LibvirtHypervisor:
         connection = self._connected()
         with self._doing(f"creating {name}"):
             domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
-            return DomainHandle(name, domain.UUIDString(), self._pid(name), time.time())
+            pid = remains.noted_pid(name) if self._real else None
+            return DomainHandle(name, domain.UUIDString(), pid, time.time())
 
     def resume(self, name: str) -> None:
         domain = self._existing(name)
@@ -139,7 +138,8 @@ class LibvirtHypervisor:
         domain = self._existing(name)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            migration.save(self._monitor(domain, name), descriptor)
+            with self._doing(f"saving {name}"):
+                migration.save(DomainMonitor(domain, name), descriptor)
         finally:
             os.close(descriptor)
 
@@ -147,14 +147,15 @@ class LibvirtHypervisor:
         domain = self._existing(name)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            migration.arm(self._monitor(domain, name), descriptor)
+            with self._doing(f"arming {name}"):
+                migration.arm(DomainMonitor(domain, name), descriptor)
         finally:
             os.close(descriptor)
 
     def wake(self, name: str) -> None:
         domain = self._existing(name)
-        migration.load(self._monitor(domain, name))
-        with self._doing(f"resuming {name}"):
+        with self._doing(f"waking {name}"):
+            migration.load(DomainMonitor(domain, name))
             domain.resume()
 
     def assign(self, name: str, mark: str) -> None:
@@ -164,10 +165,10 @@ class LibvirtHypervisor:
             domain.setMetadata(element, mark, key, OWNER_NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def destroy(self, name: str) -> None:
-        process = self._process(name)
+        process = remains.process(name) if self._real else None
         taps: list[str] = []
         domain = self._lookup(name)
-        if domain is not None and self.uri.startswith("qemu:") and stillborn.is_stillborn(name):
+        if domain is not None and self._real and stillborn.is_stillborn(name):
             self._bury(name)
             domain = self._lookup(name)
         if domain is None and process is not None:
@@ -259,7 +260,7 @@ class LibvirtHypervisor:
                 try:
                     self._listen(connection)
                 except libvirt.libvirtError:
-                    _release(connection)
+                    _release_aside(connection)
                     raise
             self._connection, self._lost_at = connection, None
             if self._served:  # perhaps to a call that closed the dead one before libvirt's word
@@ -281,7 +282,7 @@ class LibvirtHypervisor:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         self._lost_at = time.monotonic()
-        _release(connection)
+        _release_aside(connection)
 
     def _on_close(self, _connection: object, _reason: int, _opaque: object) -> None:
         """libvirt's event thread: the daemon went away. Reconnecting blocks, so not here."""
@@ -316,27 +317,6 @@ class LibvirtHypervisor:
                 watcher(event, name, identifier)
             except Exception:  # a watcher's fault must not cost the others their event
                 log.exception("a watcher of domain events failed")
-
-    # -- QEMU's monitor ------------------------------------------------------------------------
-
-    def _monitor(self, domain: Any, name: str) -> migration.Monitor:
-        def execute(
-            command: str, arguments: Mapping[str, Any] | None = None, files: Sequence[int] = ()
-        ) -> Any:
-            line = json.dumps({"execute": command, "arguments": arguments or {}})
-            with self._doing(f"{command} in {name}"):
-                # Without descriptors the plain call: the other needs libvirt 8.2.
-                if files:
-                    answer = libvirt_qemu.qemuMonitorCommandWithFiles(domain, line, list(files), 0)
-                    answer = answer[0] if isinstance(answer, tuple | list) else answer
-                else:
-                    answer = libvirt_qemu.qemuMonitorCommand(domain, line, 0)
-            document = json.loads(answer)
-            if "error" in document:
-                raise SpawnFailed(f"{command} in {name}: {document['error'].get('desc')}")
-            return document["return"]
-
-        return execute
 
     # -- absence -------------------------------------------------------------------------------
 
@@ -373,20 +353,6 @@ class LibvirtHypervisor:
         left = remains.interfaces().intersection(taps)
         return f"its interface {', '.join(left)}" if left else ""
 
-    def _process(self, name: str) -> Process | None:
-        """Its QEMU, also where libvirt does not know it."""
-        if not self.uri.startswith("qemu:"):
-            return None
-        return Process.find(self._pid(name), name) or remains.qemus(name).get(name)
-
-    def _pid(self, name: str) -> int | None:
-        if not self.uri.startswith("qemu:"):
-            return None
-        try:
-            return int((_PID_DIRECTORY / f"{name}.pid").read_text())
-        except (OSError, ValueError):
-            return None
-
     @contextlib.contextmanager
     def _doing(self, what: str) -> Iterator[None]:
         try:
@@ -405,8 +371,17 @@ class LibvirtHypervisor:
         return SpawnFailed(f"{self.uri}: {doing}: {text}", cure="look at libvirt's log")
 
 
+def _release_aside(connection: Any) -> None:
+    """For who holds our lock: see :func:`_release`."""
+    release = partial(_release, connection)
+    threading.Thread(target=release, name="libvirt-close", daemon=True).start()
+
+
 def _release(connection: Any) -> None:
-    """Close it for good: what is registered with it keeps its descriptors open."""
+    """Close it for good: what is registered with it keeps its descriptors open.
+
+    Waits for callbacks of libvirt's that are running, and those want our lock: not while holding
+    it."""
     listening = list(getattr(connection, "domainEventCallbackID", ()))
     undo = [partial(connection.domainEventDeregisterAny, each) for each in listening]
     for step in (*undo, connection.unregisterCloseCallback, connection.close):

@@ -31,7 +31,7 @@ START_DEADLINE = 30.0
 """Seconds until a started libvirtd must answer."""
 
 STOP_DEADLINE = 5.0
-"""Seconds a libvirtd that is to be started anew has to end by itself."""
+"""Seconds a libvirtd that is to be started anew has to end: by itself, and then by SIGKILL."""
 
 _POLL = 0.1
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -65,11 +65,8 @@ def hypervisor(uri: str = SYSTEM_URI, *, patient: bool = False) -> LibvirtHyperv
 
 def answers(uri: str = SYSTEM_URI) -> bool:
     """Whether libvirt answers at ``uri`` now."""
-    hypervisor = LibvirtHypervisor(uri)
-    try:
-        return hypervisor.is_alive()
-    finally:
-        hypervisor.close()
+    with contextlib.closing(LibvirtHypervisor(uri)) as asked:
+        return asked.is_alive()
 
 
 def ensure_libvirtd(uri: str = SYSTEM_URI, deadline: float = START_DEADLINE) -> bool:
@@ -130,13 +127,22 @@ def renew(unborn: str, deadline: float = START_DEADLINE) -> bool:
             return False
         if former.door() is None or _find("libvirtd") is None:
             return False
-        remains.kill(former.process, signal.SIGTERM)
-        end = time.monotonic() + STOP_DEADLINE
-        while former.process.is_alive():
-            if time.monotonic() > end:
-                remains.kill(former.process)
-            time.sleep(_POLL)
+        _stop(former.process)
         return _again(former, deadline)
+
+
+def _stop(process: Process) -> None:
+    """Raises HypervisorDown when it does not end."""
+    for by in (signal.SIGTERM, signal.SIGKILL):
+        remains.kill(process, by)
+        end = time.monotonic() + STOP_DEADLINE
+        while time.monotonic() < end:
+            if not process.is_alive():
+                return
+            time.sleep(_POLL)
+    raise HypervisorDown(
+        f"libvirtd (process {process.pid}) does not end", cure=f"end process {process.pid} by hand"
+    )
 
 
 @contextlib.contextmanager

@@ -17,6 +17,21 @@ from pathlib import Path
 from fabric.host.network.netns import libvirt_process
 from fabric.host.process import Process
 
+STATUS_DIRECTORY = Path("/run/libvirt/qemu")
+"""Where libvirt keeps NAME.xml and NAME.pid of every domain of qemu:///system that runs."""
+
+
+def noted_pid(name: str) -> int | None:
+    """What libvirt noted of a domain's QEMU; it may have ended."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((STATUS_DIRECTORY / f"{name}.pid").read_text())
+    return None
+
+
+def process(name: str) -> Process | None:
+    """A domain's QEMU, also where libvirt does not know it."""
+    return Process.find(noted_pid(name), name) or qemus(name).get(name)
+
 
 def qemus(prefix: str) -> dict[str, Process]:
     """Processes of domains whose names start with ``prefix``, by name."""

@@ -1,8 +1,8 @@
 """Domains whose start their libvirtd did not live to finish.
 
 Owns: telling such a domain from one that is being started, and having libvirt forget it. May
-import: host.network.netns, host.vmm.domain_xml. Reads and removes libvirt's own status files, of
-domains that bear our mark only.
+import: host.network.netns, host.vmm.{domain_xml,remains}. Reads and removes libvirt's own status
+files, of domains that bear our mark only.
 
 libvirt notes a domain before its QEMU has a process (``pid='0'``). When it dies right then, its
 successor (libvirt 9.0, ``qemuProcessReconnectHelper``) takes the domain for inactive, does not
@@ -19,9 +19,7 @@ from pathlib import Path
 
 from fabric.host.network.netns import libvirt_pid_file
 from fabric.host.vmm.domain_xml import read_mark
-
-STATUS_DIRECTORY = Path("/run/libvirt/qemu")
-"""Where libvirt keeps NAME.xml of every domain of qemu:///system that runs."""
+from fabric.host.vmm.remains import STATUS_DIRECTORY
 
 _FILES = ("xml", "xml.new", "pid")
 

@@ -37,6 +37,7 @@ REST = {"bird-ospf": 6.0, "frr-ospf": 6.0}
 """Seconds between a path's return and the next cut: OSPF does not tell the same within 5 (RFC 2328,
 MinLSInterval)."""
 REST_OF_OTHERS = 2.0
+"""Seconds: as long as a link must be steady until the fabric probes it fast again."""
 CUTS = {"adjacent": "h1-h2", "remote": "h2-h4"}
 """Which link is cut: the sender's own, or one it only hears of. Packets go h1 - h2 - h4."""
 
