@@ -137,8 +137,8 @@ def test_of_two_that_come_at_once_one_goes_on_with_its_own_word() -> None:
         await until(lambda: any("node-taken" in each.kept.names() for each in rivals))
         await asyncio.sleep(0.1)
         (ahead,) = [each for each in rivals if "node-taken" not in each.kept.names()]
-        word = json.dumps(ahead.kept.keeper.report.to_json(), separators=(",", ":")).encode()
-        assert told(place, 1) == word
+        report = ahead.kept.keeper.report.to_json()
+        assert {**json.loads(told(place, 1)), "holder": ""} == {**report, "holder": ""}
         for each in rivals:
             await each.leave()
 

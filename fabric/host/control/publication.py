@@ -4,8 +4,8 @@ Owns: the keys and documents of reports, the task that keeps both going, who a n
 May import: errors, routing, host.store, host.control.topology_keeper.
 
 Two hosts with one node id would each tell the others what the other one's links are like. So a host
-says who it is beside its report, and one that finds its id taken says nothing, and hears nothing,
-until the first one has left.
+says who it is in its report, and one that finds its id taken says nothing, and hears nothing, until
+the first one has left.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from fabric.routing.link_state import NodeReport
 log = logging.getLogger(__name__)
 
 LINKS = "links/"
-HOLDERS = "holders/"
-"""Node id → who has it."""
+HOLDER = "holder"
+"""Field of a report: who says it. In the report and not beside it, for a host must never be seen
+without one: it would count as gone."""
 RETRY = 1.0
 """Seconds until a value that could not be put is tried again."""
 RETURN = 20.0
@@ -40,12 +41,10 @@ class Publication:
         self, keeper: TopologyKeeper, store: Store, events: EventLog, holder: str = ""
     ) -> None:
         """``holder``: this very host, in all its lives; empty: nobody asks whose an id is."""
-        self._holder = holder.encode()
+        self._holder = holder
         self._alone = asyncio.Event()
         """Whether this host's node id is its own."""
         self._rival = ""
-        self._claimed = False
-        """Whether the store was told who has this node id: it keeps that itself."""
         self._told = b""
         self._keeper = keeper
         self._store = store
@@ -83,8 +82,9 @@ class Publication:
     def _look_around(self, state: State) -> bool:
         """Whether this host's node id is its own; tells when that changes."""
         node = self._keeper.report.node
-        found = state.get(f"{HOLDERS}{node}", self._holder) if self._holder else b""
-        rival = "" if found == self._holder else found.decode(errors="replace")
+        word = state.get(f"{LINKS}{node}", self._told)
+        holder = _holder_of(word)
+        rival = holder if self._holder and holder != self._holder else ""
         if rival and rival != self._rival:
             name = self._keeper.topology.name_of(node)
             self._events.emit(
@@ -92,19 +92,18 @@ class Publication:
                 node=node,
                 holder=rival,
                 error=f"another host is in the store as node {node} ({name}): this one waits",
-                cure=f"end one of them, or give it another id (this is {self._holder.decode()})",
+                cure=f"end one of them, or give it another id (this is {self._holder})",
             )
         elif self._rival and not rival:
             self._events.emit("node-free", node=node)
         self._rival = rival
         if rival:
-            self._claimed = False
             self._alone.clear()
-        elif not self._alone.is_set() or state.get(f"{LINKS}{node}", self._told) != self._told:
-            # A rival that came at the same moment may have spoken before it saw us.
-            self._alone.set()
+            return False
+        self._alone.set()
+        if word != self._told:  # a rival that came at the same moment may have spoken once
             self._news.set()
-        return not rival
+        return True
 
     def _hear(self) -> None:
         whole = asyncio.get_running_loop().time() >= self._whole_at
@@ -119,11 +118,8 @@ class Publication:
             self._news.clear()
             report = self._keeper.report
             try:
-                if self._holder and not self._claimed:
-                    self._claimed = True
-                    await self._store.put(f"{HOLDERS}{report.node}", self._holder)
-                value = json.dumps(report.to_json(), separators=(",", ":")).encode()
-                self._told = value
+                word = {**report.to_json(), HOLDER: self._holder}
+                self._told = value = json.dumps(word, separators=(",", ":")).encode()
                 await self._store.put(f"{LINKS}{report.node}", value)
             except FabricError as exc:
                 self._events.emit("store-refused", error=exc.message)
@@ -140,3 +136,11 @@ class Publication:
                 if self._refused.get(key) != value:
                     self._refused[key] = value
                     self._events.emit("report-refused", key=key, error=str(exc))
+
+
+def _holder_of(value: bytes) -> str:
+    """Who said this; empty when it does not say."""
+    try:
+        return str(json.loads(value).get(HOLDER, ""))
+    except (ValueError, AttributeError):
+        return ""
