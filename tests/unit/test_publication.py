@@ -159,3 +159,26 @@ def test_a_host_that_was_killed_and_started_again_is_still_itself() -> None:
         await killed.leave()
 
     asyncio.run(story())
+
+
+def test_hosts_that_restart_together_do_not_take_each_other_for_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All were killed; one is back, and another's lease ends before that one is back, too."""
+    monkeypatch.setattr(topology_keeper, "CONVERGENCE", 0.05)
+    monkeypatch.setattr(publication, "RETURN", 0.3)
+
+    async def story() -> None:
+        place = Place()
+        killed = MemoryStore(place)
+        await killed.put("links/2", b'{"node": 2, "links": {"1": {"up": true}, "2": {"up": true}}}')
+        one = Member(place, 1)
+        one.kept.hear(standing(1), standing(2))
+        await until(lambda: 2 in one.kept.keeper.reports)
+        await killed.close()
+        await asyncio.sleep(0.1)
+        assert one.hops(4) == [2, 3]
+        await until(lambda: one.hops(4) == [3])  # it does not come back
+        await one.leave()
+
+    asyncio.run(story())

@@ -31,7 +31,9 @@ without one: it would count as gone."""
 RETRY = 1.0
 """Seconds until a value that could not be put is tried again."""
 RETURN = 20.0
-"""Seconds a store that was lost has to be whole again: whoever is not in it then has left."""
+"""Seconds a store that was lost has to be whole again: whoever is not in it then has left. Also
+what a host that has just started gives the others to start too: what they said before still holds
+(graceful restart, RFC 4724 section 4.2), for their guests went on without them."""
 
 
 class Publication:
@@ -53,7 +55,7 @@ class Publication:
         self._refused: dict[str, bytes] = {}
         """Values of others that make no report: told once."""
         self._latest: list[NodeReport] = []
-        self._whole_at = 0.0
+        self._whole_at = math.inf
         """When absence from the store means something, by the loop's clock."""
         keeper.publish = lambda _report: self._news.set()
 
