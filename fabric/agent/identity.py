@@ -1,15 +1,18 @@
 """Becoming nobody before a template is saved, and somebody after a copy of it wakes up.
 
 Owns: the uplink's MAC, address, routes and neighbours, and the guest kernel's randomness. May
-import: the standard library, fabric.wire, agent.rtnl, agent.digest. All in process: a subprocess
-costs a hundred milliseconds under emulation. Sources: netdevice(7), rtnetlink(7), random(4).
+import: the standard library, fabric.wire, agent.rtnl, agent.ahead, agent.digest. All in process: a
+subprocess costs a hundred milliseconds under emulation. Sources: netdevice(7), rtnetlink(7),
+random(4).
 
-A copy's first packet waits for what is done in :meth:`Uplink.assume`, and under emulation what
-counts there is how much code runs for the first time. So nobody keeps everything that is the same
-for all guests: the link is up, its routes lead to the gateway every guest has (wire.contract). What
-is missing is a MAC, an address, and so any way to send a frame or be sent one; besides, the host
-opens its bridge port to nothing but the copy's own MAC. All the rest, randomness and proof
-included, comes in :meth:`Uplink.settle`, behind the first packet.
+What a copy's first packet waits for, an emulator has to translate: what counts is how much code
+runs for the first time. So nobody keeps everything that is the same for all guests: the link is up,
+its routes lead to the gateway every guest has (wire.contract). What is missing is a MAC, an
+address, and so any way to send a frame or be sent one; besides, the host opens its bridge port to
+nothing but the copy's own MAC. The first packet leaves with MAC and address that the kernel does
+not have yet (:meth:`Uplink.send_ahead`); it takes them (:meth:`Uplink.assume`) before the host
+hears that the guest is ready, and so sends it anything. All the rest, randomness and proof
+included, comes in :meth:`Uplink.settle`.
 
 What two copies of one template still share, because no program in the guest can change it: the
 kernel command line of the guest the template was made from, address space layout, and the hash seed
@@ -25,6 +28,7 @@ import socket
 import time
 from struct import Struct
 
+from fabric.agent.ahead import Ahead
 from fabric.agent.digest import sha256_hex
 from fabric.agent.rtnl import Becoming, RouteNetlink, write_sysctl
 from fabric.wire.contract import GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6
@@ -32,6 +36,7 @@ from fabric.wire.control import Identified, Quiesced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from fabric.routing.actions import Batch
     from fabric.wire.control import Identify
 
 SAMPLE_SIZE = 32
@@ -44,6 +49,8 @@ _RANDOM_DEVICE = "/dev/urandom"
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _POOL_INFO = Struct("=ii")
 _PAGE = 4096
+OVERHEAD = 28
+"""Bytes of IPv4 and UDP before a fabric packet."""
 
 
 class Uplink:
@@ -53,7 +60,10 @@ class Uplink:
         self.name = name
         self._ipv6 = ipv6
         self._network = RouteNetlink()  # stays open: a copy need not make its sockets first
+        self._ahead = Ahead(name, GATEWAY_MAC)
         self._becoming: Becoming | None = None
+        self._mac = self._address = b""
+        self._mtu = 0
 
     def forget(self) -> None:
         """Keep silent, have no address, know the gateway. Raises OSError, KernelLacks."""
@@ -73,21 +83,37 @@ class Uplink:
         # With an interface's last address go its routes.
         network.main_route(name, socket.AF_INET, GATEWAY_V4)
         self._becoming = Becoming(network, name, GATEWAY_V4, GATEWAY_MAC)
+        self._mac = self._address = b""
         left = network.address(name)
         return Quiesced([left] if left else [])
 
-    def assume(self, message: Identify) -> None:
-        """Take MAC and address. Raises OSError, ValueError, RuntimeError (it is somebody)."""
+    def accept(self, message: Identify) -> None:
+        """Know who to be. Raises OSError, ValueError, RuntimeError (it is somebody)."""
         if self._becoming is None:
             raise RuntimeError("a guest that is somebody cannot become somebody else")
-        mac, address = (
-            bytes.fromhex(message.mac.replace(":", "")),
-            socket.inet_aton(message.address),
-        )
+        mac = bytes.fromhex(message.mac.replace(":", ""))
         if len(mac) != 6:
             raise ValueError(f"{message.mac!r} is no MAC")
-        self._becoming.become(mac, address)
-        self._becoming = None
+        self._mac, self._address, self._mtu = mac, socket.inet_aton(message.address), message.mtu
+
+    def send_ahead(self, batches: list[Batch], port: int, hop_limit: int) -> bool:
+        """Send what is one datagram of one frame; False when it is anything else, or nothing, or
+        the kernel refused."""
+        if len(batches) != 1 or len(batches[0]) != 1 or batches[0].size > self._mtu - OVERHEAD:
+            return False
+        try:
+            self._ahead.send(
+                batches[0], mac=self._mac, address=self._address, port=port, hop_limit=hop_limit
+            )
+        except OSError:
+            return False
+        return True
+
+    def assume(self) -> None:
+        """Take MAC and address, if any were accepted. Raises OSError. Idempotent."""
+        if self._becoming is not None and self._mac:
+            self._becoming.become(self._mac, self._address)
+            self._becoming = None
 
     def settle(self, message: Identify) -> Identified:
         """The rest of the identity, and what the kernel now has. Raises OSError, KernelLacks."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from fabric.agent.door import Door
     from fabric.agent.identity import Uplink
-    from fabric.routing.actions import Actions
+    from fabric.routing.actions import Actions, Batch
     from fabric.wire.control import Message
 
 CHANNEL = "/dev/vport0p1"
@@ -90,7 +90,7 @@ class Agent:
         self._channel_mask = _READ  # 0: at rest until the clock says so
         self._nobody: Uplink | None = None
         self._identity: Identify | None = None
-        """Assumed, not settled yet."""
+        """Accepted, not settled yet."""
         self._door: Door | None = None
         self._asleep = False
         """Nobody, with nothing to do but to be saved."""
@@ -168,8 +168,9 @@ class Agent:
 
     def _perform(self, session: Session, actions: Actions, read_at_us: int) -> None:
         actions.stamp(self._clock.now_us() - read_at_us)
-        for batch in actions.batches:
-            self._underlay.send(batch)
+        if self._identity is None or not self._go_ahead(actions.batches):
+            for batch in actions.batches:
+                self._underlay.send(batch)
         if actions.deliveries:
             self._tun.write_burst(actions.deliveries)
         # News comes after the packets: nobody waits for it.
@@ -223,7 +224,7 @@ class Agent:
             awake_us = read_at_us - self._asleep_us if self._asleep else 0
             self._asleep = False
             self._clock.set(message.host_now_us + awake_us, read_at_us)
-            self._assume(message)
+            self._accept(message)
         elif isinstance(message, Configure):
             if self._identity is None:  # else it is as old, and the clock is set
                 self._clock.set(message.host_now_us, read_at_us)
@@ -261,6 +262,8 @@ class Agent:
             burst = [bytes.fromhex(packet) for packet in message.first]
             actions = session.forwarder.from_application(burst, now, len(burst))
             self._perform(session, actions, now)
+        if self._nobody is not None:
+            self._nobody.assume()
         # Behind the first packet, which came past the TUN, and before any that comes out of it.
         if self._overlay_mtu != message.overlay_mtu:
             with RouteNetlink() as network:
@@ -325,19 +328,28 @@ class Agent:
         read_at = self._clock.monotonic_us()
         for message in self._channel.decode(lines):
             self._obey(message, read_at)
+        self._identity = None
         self._on_underlay()
 
-    def _assume(self, message: Identify) -> None:
+    def _accept(self, message: Identify) -> None:
         if self._nobody is None:
             raise RuntimeError("only a guest that was quiesced takes another identity")
-        self._nobody.assume(message)
+        self._nobody.accept(message)
         self._identity = message
+
+    def _go_ahead(self, batches: list[Batch]) -> bool:
+        """Whether these were sent by one who is nobody yet; from now on it is somebody."""
+        assert self._nobody is not None  # it accepted an identity
+        sent = self._nobody.send_ahead(batches, self._underlay.port, self._underlay.hop_limit)
+        self._nobody.assume()
+        return sent
 
     def _settle(self, message: Identify) -> None:
         from fabric.agent.door import Door
 
         uplink, self._identity = self._nobody, None
-        assert uplink is not None  # it was assumed
+        assert uplink is not None  # it was accepted
+        uplink.assume()
         said = uplink.settle(message)
         self._door = Door(bytes.fromhex(message.host_key), self._run)
         self._poll.register(self._door, _READ)

@@ -43,10 +43,12 @@ def prepare(uplink: Uplink, perform: Callable[[bytes, Uplink], None]) -> None:
     """Have ``perform`` obey what a host says to a copy, until it is well practised. The uplink is
     nobody's before; afterwards it wants to be released."""
     table = _table()
-    lines = encode(_identity()) + encode(_connection(table, _MTU))
+    connection = encode(_connection(table, _MTU))
+    first = encode(_identity()) + connection
     for _ in range(ROUNDS):
         uplink.release()
-        perform(lines, uplink)
+        perform(first, uplink)
+        perform(connection, uplink)  # with an address: by the way all packets but the first take
         _relay(table)
 
 

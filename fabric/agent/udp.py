@@ -24,8 +24,8 @@ RECEIVE_BUFFER = 4 * 1024 * 1024
 """Bytes of kernel buffer asked for: a TCP window's worth of bursts while Python is busy."""
 SEND_PATIENCE_MS = 100
 """ms to wait for a full send buffer before a batch is given up, as a full router queue would."""
-DEFAULT_HOP_LIMIT = -1
-"""What :meth:`Underlay.set_hop_limit` takes for the kernel's own (IP_TTL, ip(7))."""
+DEFAULT_HOP_LIMIT = 64
+"""TTL of what is sent (RFC 1700's default)."""
 _RECEIVE_SIZE = 65536
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
@@ -46,6 +46,7 @@ class Underlay:
         self.lost = 0
         """Datagrams the kernel did not take."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.set_hop_limit(DEFAULT_HOP_LIMIT)
         self._socket.setblocking(False)
         for force, plain in (
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
@@ -73,6 +74,7 @@ class Underlay:
 
     def set_hop_limit(self, hops: int) -> None:
         """TTL of what is sent from now on."""
+        self.hop_limit = hops
         self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
 
     def receive_burst(self) -> list[tuple[Buffer, str]]:
