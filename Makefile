@@ -5,6 +5,8 @@ CONNECTIONS ?= 1000
 SECONDS ?= 1800
 SEED ?= 1
 PYTHON := .venv/bin/python
+TIERS ?= prepared template cold warm
+WORKERS := $(shell echo $$(( $$(nproc) + 1 )))
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -22,11 +24,11 @@ demo: setup ## a connection across real guests, twice, with different needs
 	@$(PYTHON) examples/demo.py
 
 test: setup-test ## every test, on real guests too
-	$(PYTHON) -m pytest -n auto --dist loadfile -m "not vm"
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not vm"
 	$(PYTHON) -m pytest -m vm --durations=25
 
-test-tiers: setup-test ## the claim, guests appearing in every way there is
-	FABRIC_TEST_TIERS="prepared template cold warm" $(PYTHON) -m pytest tests/vm/test_claim.py
+test-tiers: setup-test ## the claim, guests appearing in every way there is (TIERS="cold warm": in these)
+	FABRIC_TEST_TIERS="$(TIERS)" $(PYTHON) -m pytest tests/vm/test_claim.py
 
 check: ## lint, types, import law, unit tests: under a minute, no root
 	.venv/bin/ruff check .

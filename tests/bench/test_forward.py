@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fabric.cli import bench
+from fabric.lab.bench import profiling
 from fabric.lab.bench.report import rows, split_rows
 
 pytestmark = pytest.mark.vm
@@ -22,7 +23,9 @@ TINY = ["forward", "--hops", "1", "--size", "512", "--seconds", "0.3", "--profil
 @pytest.fixture(scope="module")
 def results() -> list[dict[str, Any]]:
     """One tiny run."""
-    done = CliRunner().invoke(bench.app, TINY, catch_exceptions=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiling, "SETTLE", 0.3)
+        done = CliRunner().invoke(bench.app, TINY, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found

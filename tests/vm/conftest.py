@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.lab import FABRIC, ROOT, WEB_SERVER, Lab
+from tests.vm.lab import FABRIC, WEB_SERVER, Lab
 
 VM_TESTS = Path(__file__).parent
 
@@ -38,11 +38,3 @@ def lab(name: str, text: str, directory: Path, *options: str) -> Iterator[Lab]:
         subprocess.run([FABRIC, "down", "--lab", name], check=True, timeout=300)
         assert made.domains() == []
         assert made.namespaces() == []
-
-
-@pytest.fixture(scope="session")
-def diamond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """examples/diamond.yaml under a name of its own."""
-    text = (ROOT / "examples/diamond.yaml").read_text()
-    with lab("claim", text, tmp_path_factory.mktemp("claim"), "--idle-timeout", "40") as made:
-        yield made

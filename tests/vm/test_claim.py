@@ -75,10 +75,10 @@ class Story:
         return [p for p in self.underlay[host] if p.is_data and not p.is_reply]
 
 
-@pytest.fixture(scope="module", params=os.environ.get("FABRIC_TEST_TIERS", "prepared cold").split())
+@pytest.fixture(scope="module", params=os.environ.get("FABRIC_TEST_TIERS", "prepared").split())
 def tier(request: pytest.FixtureRequest) -> str:
-    """The claim holds however guests appear. `make test-tiers` asks for all of them; as a rule the
-    usual way and the slowest have to do."""
+    """The claim holds however guests appear. `make test-tiers` asks for all of them; as a rule
+    the usual way has to do."""
     return str(request.param)
 
 

@@ -257,14 +257,14 @@ def next_hops(namespace: str, target: str) -> set[str]:
 
 
 def _await_routes(bed: Bed) -> None:
-    wanted = [
+    missing = [
         (bed.namespace(one), address(other.node))
         for one in bed.hosts
         for other in bed.hosts
         if one is not other
     ]
     deadline = time.monotonic() + ROUTES_DEADLINE
-    while missing := [pair for pair in wanted if not route(*pair)]:
+    while missing := [pair for pair in missing if not route(*pair)]:
         if time.monotonic() > deadline:
             raise EnvironmentFault(f"no route from {missing[0][0]} to {missing[0][1]}")
         time.sleep(0.5)
