@@ -12,7 +12,7 @@ address, and so any way to send a frame or be sent one; besides, the host opens 
 nothing but the copy's own MAC. The first packet leaves with MAC and address that the kernel does
 not have yet (:meth:`Uplink.send_ahead`); it takes them (:meth:`Uplink.assume`) before the host
 hears that the guest is ready, and so sends it anything. All the rest, randomness and proof
-included, comes in :meth:`Uplink.settle`.
+included, comes in :meth:`Uplink.settle`, a moment later: the answer to the first packet is first.
 
 What two copies of one template still share, because no program in the guest can change it: the
 kernel command line of the guest the template was made from, address space layout, and the hash seed
@@ -49,6 +49,8 @@ _RANDOM_DEVICE = "/dev/urandom"
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _POOL_INFO = Struct("=ii")
 _PAGE = 4096
+USUAL_MTU = 1500
+"""Bytes; of nobody's uplink (RFC 894), so that most copies find it right."""
 OVERHEAD = 28
 """Bytes of IPv4 and UDP before a fabric packet."""
 
@@ -63,7 +65,7 @@ class Uplink:
         self._ahead = Ahead(name, GATEWAY_MAC)
         self._becoming: Becoming | None = None
         self._mac = self._address = b""
-        self._mtu = 0
+        self._mtu = self._fitted = 0
 
     def forget(self) -> None:
         """Keep silent, have no address, know the gateway. Raises OSError, KernelLacks."""
@@ -74,6 +76,7 @@ class Uplink:
         network.set_up(name)
         if self._ipv6:
             network.main_route(name, socket.AF_INET6, GATEWAY_V6)
+        self._fit(USUAL_MTU)
         self.release()
 
     def release(self) -> Quiesced:
@@ -82,7 +85,10 @@ class Uplink:
         network.clear_address(name)
         # With an interface's last address go its routes.
         network.main_route(name, socket.AF_INET, GATEWAY_V4)
-        self._becoming = Becoming(network, name, GATEWAY_V4, GATEWAY_MAC)
+        gateways: dict[int, str] = {socket.AF_INET: GATEWAY_V4}
+        if self._ipv6:
+            gateways[socket.AF_INET6] = GATEWAY_V6
+        self._becoming = Becoming(network, name, gateways, GATEWAY_MAC)
         self._mac = self._address = b""
         left = network.address(name)
         return Quiesced([left] if left else [])
@@ -109,20 +115,28 @@ class Uplink:
             return False
         return True
 
+    @property
+    def expected(self) -> bool:
+        """An identity was accepted, and not assumed yet."""
+        return self._becoming is not None and bool(self._mac)
+
     def assume(self) -> None:
-        """Take MAC and address, if any were accepted. Raises OSError. Idempotent."""
+        """Take MAC, address and MTU, if any were accepted. Raises OSError. Idempotent."""
         if self._becoming is not None and self._mac:
             self._becoming.become(self._mac, self._address)
             self._becoming = None
+            self._fit(self._mtu)
+
+    def _fit(self, mtu: int) -> None:
+        if mtu != self._fitted:
+            self._network.set_mtu(self.name, mtu)
+            self._fitted = mtu
 
     def settle(self, message: Identify) -> Identified:
         """The rest of the identity, and what the kernel now has. Raises OSError, KernelLacks."""
         network, name = self._network, self.name
         stir(bytes.fromhex(message.entropy))
         network.confirm(f"becoming {message.address}")
-        network.set_mtu(name, message.mtu)
-        if self._ipv6:
-            network.know(name, socket.AF_INET6, GATEWAY_V6, GATEWAY_MAC)
         public = message.host_key[64:]
         return Identified(network.mac(name), network.address(name), sample(), public)
 

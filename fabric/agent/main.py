@@ -55,6 +55,11 @@ CHANNEL_RETRY = 0.2
 """Seconds between looks at a channel whose other side is closed: see fabric.agent.channel."""
 SETTLE = 3.0
 """Seconds a guest idles before it is saved: MLD repeats its reports for two (RFC 3810, 9.14)."""
+CALM_US = 1_000_000
+"""µs a copy serves its connection before it does what no packet waits for: a connection that is
+being opened waits for several hosts' guests, each way."""
+MAX_MTU = 65535
+"""Bytes of the largest packet there is: a TUN of nobody's takes all."""
 BREATH = 0.02
 """Seconds between two looks at the clock of a guest that waits to be saved: its copies' clocks may
 be late by as much, at first."""
@@ -82,7 +87,7 @@ class Agent:
         # What a copy of a template would have to make is made here: socket, registrations.
         self._underlay = Underlay(PORT)
         self._notices = Notices()
-        self._overlay_mtu = 0
+        self._overlay_mtu = self._wanted_mtu = 0
         self._session: Session | None = None
         self._poll = select.epoll()
         for source in (channel, tun, self._underlay, self._notices):
@@ -91,6 +96,8 @@ class Agent:
         self._nobody: Uplink | None = None
         self._identity: Identify | None = None
         """Accepted, not settled yet."""
+        self._settle_at_us = 0
+        """By its own clock, when that is to be done."""
         self._door: Door | None = None
         self._asleep = False
         """Nobody, with nothing to do but to be saved."""
@@ -129,6 +136,8 @@ class Agent:
         waits = [] if self._channel_mask else [CHANNEL_RETRY]
         if self._asleep:
             waits.append(BREATH)
+        if self._identity is not None:
+            waits.append(max(0, self._settle_at_us - self._clock.monotonic_us()) / 1e6)
         due = self._session.forwarder.next_timer() if self._session else None
         if due is not None:
             waits.append(max(0.0, (due - self._clock.now_us()) / 1e6))
@@ -163,12 +172,15 @@ class Agent:
                 self._perform(self._session, actions, now)
             if actions.report:
                 self._report(self._session)
+        identity = self._identity
+        if identity is not None and self._clock.monotonic_us() >= self._settle_at_us:
+            self._try(self._settle, identity)
         if self._channel_mask == 0:
             self._on_channel()
 
     def _perform(self, session: Session, actions: Actions, read_at_us: int) -> None:
         actions.stamp(self._clock.now_us() - read_at_us)
-        if self._identity is None or not self._go_ahead(actions.batches):
+        if self._nobody is None or not self._go_ahead(self._nobody, actions.batches):
             for batch in actions.batches:
                 self._underlay.send(batch)
         if actions.deliveries:
@@ -188,9 +200,6 @@ class Agent:
         messages, present = self._channel.receive()
         for message in messages:
             self._on_message(message, read_at)
-        if self._identity is not None:
-            # Behind the first packet, if there was one: nobody waits for this.
-            self._try(self._settle, self._identity)
         self._channel.flush()
         self._watch_channel(present)
 
@@ -254,7 +263,7 @@ class Agent:
             self._underlay.close()
             self._underlay = Underlay(message.port)
             self._poll.register(self._underlay, _READ)
-        self._session = session
+        self._session, self._wanted_mtu = session, message.overlay_mtu
         self._notices.believe(bytes.fromhex(message.notice_key))
         if message.down:
             session.forwarder.avoid(frozenset(message.down))
@@ -264,12 +273,20 @@ class Agent:
             self._perform(session, actions, now)
         if self._nobody is not None:
             self._nobody.assume()
-        # Behind the first packet, which came past the TUN, and before any that comes out of it.
-        if self._overlay_mtu != message.overlay_mtu:
-            with RouteNetlink() as network:
-                network.set_mtu(self._tun.name, message.overlay_mtu)
-            self._overlay_mtu = message.overlay_mtu
+        if self._identity is None:
+            self._fit_tun()
+        else:
+            self._settle_at_us = self._clock.monotonic_us() + CALM_US
         self._channel.send(session.ready())
+
+    def _fit_tun(self) -> None:
+        """The TUN's MTU as the connection wants it. No packet waits for it: applications' routes
+        have it, too, and until then the TUN takes all there is."""
+        mtu = self._wanted_mtu
+        if self._overlay_mtu != mtu:
+            with RouteNetlink() as network:
+                network.set_mtu(self._tun.name, mtu)
+            self._overlay_mtu = mtu
 
     def _whom_it_serves(self) -> Identity:
         if self._session is None:
@@ -293,6 +310,8 @@ class Agent:
         uplink.forget()
         with self._rehearsal():
             prepare(uplink, self._rehearse)
+        self._wanted_mtu = MAX_MTU
+        self._fit_tun()
         bytes([1]) * HEAP
         door.shut(self._run)
         quiesced = uplink.release()
@@ -336,12 +355,14 @@ class Agent:
             raise RuntimeError("only a guest that was quiesced takes another identity")
         self._nobody.accept(message)
         self._identity = message
+        self._settle_at_us = 0  # unless it has a connection already, which comes first
 
-    def _go_ahead(self, batches: list[Batch]) -> bool:
+    def _go_ahead(self, uplink: Uplink, batches: list[Batch]) -> bool:
         """Whether these were sent by one who is nobody yet; from now on it is somebody."""
-        assert self._nobody is not None  # it accepted an identity
-        sent = self._nobody.send_ahead(batches, self._underlay.port, self._underlay.hop_limit)
-        self._nobody.assume()
+        if not uplink.expected:
+            return False
+        sent = uplink.send_ahead(batches, self._underlay.port, self._underlay.hop_limit)
+        uplink.assume()
         return sent
 
     def _settle(self, message: Identify) -> None:
@@ -350,6 +371,9 @@ class Agent:
         uplink, self._identity = self._nobody, None
         assert uplink is not None  # it was accepted
         uplink.assume()
+        if self._session is not None:
+            self._fit_tun()
+        self._set_wall_clock()
         said = uplink.settle(message)
         self._door = Door(bytes.fromhex(message.host_key), self._run)
         self._poll.register(self._door, _READ)
@@ -362,8 +386,8 @@ class Agent:
         self._channel.send(said)
 
     def _set_wall_clock(self) -> None:
-        if self._nobody is None:
-            return  # it booted with a clock, or does not run in a guest of its own at all
+        if self._nobody is None or self._identity is not None:
+            return  # it booted with a clock, or runs in no guest of its own; or it comes with more
         from fabric.agent import identity
 
         identity.set_wall_clock(self._clock.now_us())

@@ -101,12 +101,6 @@ class RouteNetlink:
         """Default route of what leaves the guest. Raises KernelLacks."""
         self.default_route(name, family, _TABLE_MAIN, gateway)
 
-    def know(self, name: str, family: int, address: str, mac: str) -> None:
-        """A neighbour that need not be asked for its MAC. Raises KernelLacks.
-
-        A change of the interface's own MAC makes the kernel forget all of its neighbours."""
-        self._request(*_neighbour(socket.if_nametoindex(name), family, address, mac))
-
     def set_mtu(self, name: str, mtu: int) -> None:
         """Set an interface's MTU, bytes."""
         fcntl.ioctl(self._ioctl, _SIOCSIFMTU, _IFREQ_INT.pack(name.encode(), mtu))
@@ -154,17 +148,23 @@ class RouteNetlink:
 class Becoming:
     """The two requests that make an uplink somebody's, with holes for MAC and address.
 
-    Filled in and sent before a copy's first packet, so everything else about them is done before:
-    one ioctl and one send, whose success nobody waits for (the caller looks at the result later).
+    Everything else about them is done before: one ioctl and one send, whose success nobody waits
+    for (the caller looks at the result later). A change of the interface's MAC makes the kernel
+    forget its neighbours, so those come along.
     """
 
-    def __init__(self, network: RouteNetlink, name: str, gateway: str, gateway_mac: str) -> None:
+    def __init__(
+        self, network: RouteNetlink, name: str, gateways: dict[int, str], gateway_mac: str
+    ) -> None:
+        """``gateways``: neighbours to know, by address family."""
         self._network = network
         index = socket.if_nametoindex(name)
         self._mac = bytearray(_IFREQ_MAC.pack(name.encode(), _ARPHRD_ETHER, bytes(6)))
         body = _IFADDRMSG.pack(socket.AF_INET, 32, 0, _SCOPE_UNIVERSE, index)
-        kind, flags, neighbour, _ = _neighbour(index, socket.AF_INET, gateway, gateway_mac)
-        self._batch = bytearray(_message(kind, flags, neighbour))
+        self._batch = bytearray()
+        for family, gateway in gateways.items():
+            kind, flags, neighbour, _ = _neighbour(index, family, gateway, gateway_mac)
+            self._batch += _message(kind, flags, neighbour)
         # The address is the last of it.
         self._batch += _message(_NEWADDR, _CREATE, body + _attribute(_IFA_LOCAL, bytes(4)))
 

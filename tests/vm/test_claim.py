@@ -351,6 +351,7 @@ def test_j_information_about_the_second_host_is_appended(story: Story) -> None:
     arrived = {p.sequence: p for p in story.forward("h2") if p.nodes == [1]}
     left = {p.sequence: p for p in story.forward("h2") if p.nodes == [1, 2]}
     assert len(left) > 5
+    waited = []
     for sequence, after in left.items():
         before = arrived[sequence]
         assert after.length == before.length + 32
@@ -359,8 +360,10 @@ def test_j_information_about_the_second_host_is_appended(story: Story) -> None:
         node, guest, ingress, egress = struct.unpack(">IHHH", after.records[1][:10])
         assert node == 2 and f"-g{guest}" in story.guests["h2"] and ingress and egress
         received_us = struct.unpack(">Q", after.records[1][10:18])[0]
-        # the guest's clock is set from its host's over a serial line: good to some 10 ms
-        assert abs(received_us / 1e6 - before.at) < 0.5
+        waited.append(received_us / 1e6 - before.at)
+    # The guest's clock is set from its host's over a serial line: good to some 10 ms. First packets
+    # wait for an agent that sees its code for the first time.
+    assert min(map(abs, waited)) < 0.1 and max(map(abs, waited)) < 2
     assert story.body == CONTENT
 
 
