@@ -416,7 +416,7 @@ def test_m_the_application_survives_the_death_of_its_guest(
     """QEMU of the relay is killed in mid-transfer: curl lives, gets another guest and all bytes."""
     target = tmp_path / "fetched"
     process = diamond.start(
-        "h1", "curl", "-sS", "--limit-rate", "500k", "-o", str(target), "http://h4:8100/large",
+        "h1", "curl", "-sS", "--limit-rate", "800k", "-o", str(target), "http://h4:8100/large",
         need="low-latency",
     )  # fmt: skip
     wait_for("the transfer", lambda: target.exists() and target.stat().st_size > 100_000)

@@ -29,10 +29,10 @@ PARTS = {
         ("forwarder", "Forwarder", "from_underlay"),
     ),
     "write": (("tun", "Tun", "write_burst"), ("udp", "Underlay", "send")),
-    "timer": (("main", "Agent", "_on_timer"),),
+    "timer": (("agent", "Agent", "_on_timer"),),
 }
 """Part → what is timed for it."""
-PACKAGES = {"tun": "fabric.agent", "udp": "fabric.agent", "main": "fabric.agent"}
+PACKAGES = dict.fromkeys(("tun", "udp", "agent", "main"), "fabric.agent")
 TOP = 30
 READY_LIMIT = 60.0
 """Seconds for the agent to take its instructions."""
@@ -102,7 +102,7 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
     sys.path.insert(0, options["agent"])
     modules = {
         name: importlib.import_module(f"{PACKAGES.get(name, 'fabric.routing')}.{name}")
-        for name in ("tun", "udp", "main", "forwarder")
+        for name in ("tun", "udp", "agent", "main", "forwarder")
     }
     clock = Clock()
     profiler = importlib.import_module("_lsprof").Profiler()
@@ -126,7 +126,7 @@ def main(options: dict[str, Any]) -> dict[str, Any]:
     signal.signal(signal.SIGALRM, alarm)
     # On a busy machine nobody knows how long the agent takes to be ready.
     signal.setitimer(signal.ITIMER_REAL, READY_LIMIT, options["seconds"])
-    agent_class = modules["main"].Agent
+    agent_class = modules["agent"].Agent
     configure_agent = agent_class._configure
 
     def ready(*arguments: Any) -> None:
@@ -187,9 +187,9 @@ def instrument(modules: dict[str, Any], clock: Clock) -> None:
         for module, owner, name in places:
             where = getattr(modules[module], owner)
             setattr(where, name, clock.around(part, getattr(where, name)))
-    main_module = modules["main"]
-    real = main_module.select
-    main_module.select = type(
+    loop = modules["agent"]
+    real = loop.select
+    loop.select = type(
         "select",
         (),
         {
