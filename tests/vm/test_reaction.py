@@ -87,7 +87,7 @@ def test_disjoint_loses_no_packet_when_a_relay_is_killed(ways: Lab, which: int) 
     count = 50
     # Not faster: while guests appear a host holds 64 packets, and a machine may take its time.
     words = ["ping", "-n", "-i", "0.2", "-c", str(count), "-W", "30", "work"]
-    with ways.start("home", *words, protocol="disjoint") as ping:
+    with ways.start("home", *words, protocol="disjoint", bufsize=0) as ping:
         first = wait_for("its first answer", lambda: answer(ping), 60)
         connection = next(c for c in ways.json("connections") if c["flow"]["protocol"] == 1)["id"]
         relays = wait_for("guests on both paths", lambda: relays_of(ways, connection, 2))
@@ -114,7 +114,8 @@ def relays_of(where: Lab, connection: str, count: int) -> dict[str, str]:
 
 
 def answer(ping: Any) -> bytes:
-    """The next line of a ping, if it is an answer."""
+    """The next line of a ping, if it is an answer. Of one without a buffer here: lines that came
+    with this one would be in it, and not be found by who reads the rest."""
     line = bytes(ping.stdout.readline())
     return line if b"time=" in line else b""
 
@@ -125,7 +126,8 @@ def answered(text: bytes) -> set[int]:
 
 def test_a_link_that_dies_silently_costs_a_stream_some_packets_and_nothing_else(ways: Lab) -> None:
     count = 600
-    with ways.start("home", "ping", "-n", "-i", "0.02", "-c", str(count), "work") as ping:
+    words = ["ping", "-n", "-i", "0.02", "-c", str(count), "work"]
+    with ways.start("home", *words, bufsize=0) as ping:
         first = wait_for("its first answer", lambda: answer(ping), 60)
         connection = next(c for c in ways.json("connections") if c["flow"]["protocol"] == 1)["id"]
         relay = wait_for("a trace", lambda: ways.traces(connection))[-1]["hops"][1]["host"]
