@@ -114,13 +114,14 @@ class BoundedRows(PathRows):
         if moved is None or not self.bounds.none:
             return None
         # A sticky path need not be a best one; it is looked at again when a link of it changed.
-        index, root = self.view.graph.index, self.view.root
+        ids, index = self.view.graph.ids, self.view.graph.index
+        gone = {(ids[here], ids[there]) for here, there in self.view.gone}
+        ends, root = {here for here, _ in gone}, ids[self.view.root]
         return moved | {
             index[nodes[-1]]
             for nodes in self._previous.values()
-            if any(
-                hop in self.view.gone for hop in pairwise([root, *map(index.__getitem__, nodes)])
-            )
+            if not ends.isdisjoint((root, *nodes))
+            and any(hop in gone for hop in pairwise((root, *nodes)))
         }
 
     def row(self, goal: int) -> Row | None:

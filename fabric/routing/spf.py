@@ -141,27 +141,37 @@ def widest_paths(
 ) -> list[int]:
     """The largest bottleneck per node; the ``weight`` of an arc is its bandwidth.
 
-    0 means out of reach; the root's own is UNLIMITED.
+    0 means out of reach; the root's own is UNLIMITED. Networks have few different bandwidths, so
+    nodes wait by bandwidth, and the widest wait is over first.
     """
     width = [0] * len(arcs)
     width[root] = UNLIMITED
     if banned >= 0:
         width[banned] = UNLIMITED
-    heap: list[Arc] = []
-    push, pop = heapq.heappush, heapq.heappop
+    waiting: dict[int, list[int]] = {}
     for far, bandwidth, _ in first:
         if bandwidth > width[far]:
             width[far] = bandwidth
-            push(heap, (-bandwidth, far))
-    while heap:
-        negated, node = pop(heap)
-        if -negated < width[node]:
-            continue
-        for far, bandwidth in arcs[node]:
-            least = bandwidth if bandwidth < -negated else -negated
-            if least > width[far]:
-                width[far] = least
-                push(heap, (-least, far))
+            waiting.setdefault(bandwidth, []).append(far)
+    levels = [-level for level in waiting]
+    heapq.heapify(levels)
+    while levels:
+        level = -heapq.heappop(levels)
+        reached = waiting.pop(level)
+        for node in reached:
+            if width[node] > level:
+                continue
+            for far, bandwidth in arcs[node]:
+                if bandwidth >= level:
+                    if width[far] < level:
+                        width[far] = level
+                        reached.append(far)
+                elif bandwidth > width[far]:
+                    width[far] = bandwidth
+                    if bandwidth not in waiting:
+                        waiting[bandwidth] = []
+                        heapq.heappush(levels, -bandwidth)
+                    waiting[bandwidth].append(far)
     if banned >= 0:
         width[banned] = 0
     return width
