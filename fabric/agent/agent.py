@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fabric.agent.notices import Notices
 from fabric.agent.rtnl import RouteNetlink
 from fabric.agent.session import Session
-from fabric.agent.udp import DEFAULT_HOP_LIMIT, Underlay
+from fabric.agent.udp import TTL, Underlay
 from fabric.wire.control import (
     AgentEvent,
     Align,
@@ -330,7 +330,7 @@ class Agent:
         finally:
             self._channel, self._clock.offset_us, self._nobody = kept
             self._session = self._identity = None
-            self._underlay.set_hop_limit(DEFAULT_HOP_LIMIT)
+            self._underlay.set_hop_limit(TTL)
 
     def _rehearse(self, lines: bytes, uplink: Uplink | None = None) -> None:
         """Obey messages; ``uplink``: whose owner Identify is for."""

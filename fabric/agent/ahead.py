@@ -38,9 +38,6 @@ class Ahead:
         self._socket.bind((name, 0))
         self._socket.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
 
-    def close(self) -> None:
-        self._socket.close()
-
     def send(self, batch: Batch, *, mac: bytes, address: bytes, port: int, hop_limit: int) -> None:
         """Send a batch of one datagram, from ``port`` to ``port``, as 6 octets of MAC and 4 of
         address say. Raises OSError; it may be sent by UDP then."""

@@ -33,6 +33,7 @@ from fabric.agent.digest import sha256_hex
 from fabric.agent.rtnl import Becoming, RouteNetlink, write_sysctl
 from fabric.wire.contract import GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6
 from fabric.wire.control import Identified, Quiesced
+from fabric.wire.packet import UNDERLAY_OVERHEAD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ _POOL_INFO = Struct("=ii")
 _PAGE = 4096
 USUAL_MTU = 1500
 """Bytes; of nobody's uplink (RFC 894), so that most copies find it right."""
-OVERHEAD = 28
-"""Bytes of IPv4 and UDP before a fabric packet."""
 
 
 class Uplink:
@@ -105,7 +104,11 @@ class Uplink:
     def send_ahead(self, batches: list[Batch], port: int, hop_limit: int) -> bool:
         """Send what is one datagram of one frame; False when it is anything else, or nothing, or
         the kernel refused."""
-        if len(batches) != 1 or len(batches[0]) != 1 or batches[0].size > self._mtu - OVERHEAD:
+        if (
+            len(batches) != 1
+            or len(batches[0]) != 1
+            or batches[0].size > self._mtu - UNDERLAY_OVERHEAD
+        ):
             return False
         try:
             self._ahead.send(
@@ -122,7 +125,7 @@ class Uplink:
 
     def assume(self) -> None:
         """Take MAC, address and MTU, if any were accepted. Raises OSError. Idempotent."""
-        if self._becoming is not None and self._mac:
+        if self._becoming is not None and self.expected:
             self._becoming.become(self._mac, self._address)
             self._becoming = None
             self._fit(self._mtu)

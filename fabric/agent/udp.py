@@ -24,8 +24,8 @@ RECEIVE_BUFFER = 4 * 1024 * 1024
 """Bytes of kernel buffer asked for: a TCP window's worth of bursts while Python is busy."""
 SEND_PATIENCE_MS = 100
 """ms to wait for a full send buffer before a batch is given up, as a full router queue would."""
-DEFAULT_HOP_LIMIT = 64
-"""TTL of what is sent (RFC 1700's default)."""
+TTL = 64
+"""Of what is sent (RFC 1700's default)."""
 _RECEIVE_SIZE = 65536
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
@@ -46,7 +46,7 @@ class Underlay:
         self.lost = 0
         """Datagrams the kernel did not take."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.set_hop_limit(DEFAULT_HOP_LIMIT)
+        self.set_hop_limit(TTL)
         self._socket.setblocking(False)
         for force, plain in (
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabric.errors import ConfigError, Conflict, EnvironmentFault, FabricError
-from fabric.host.vmm.hypervisor import Hypervisor
+from fabric.host.vmm.domains import Hypervisor
 from fabric.lab import names, preflight, state
 from fabric.lab.daemons import (
     LINK_WATCH,

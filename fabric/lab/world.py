@@ -21,7 +21,7 @@ from fabric.host.network.nftables import NftablesIn
 from fabric.lab.names import Owner
 
 if TYPE_CHECKING:
-    from fabric.host.vmm.hypervisor import Hypervisor
+    from fabric.host.vmm.domains import Hypervisor
 
 ROOT = ""
 """Stands for the caller's own namespace, where bridges and taps live."""

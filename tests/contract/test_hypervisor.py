@@ -13,7 +13,8 @@ import pytest
 from fabric.errors import Conflict, SpawnFailed
 from fabric.host.identity import GuestIdentity
 from fabric.host.vmm.domain_xml import OwnerMark, mark_element, render
-from fabric.host.vmm.hypervisor import DomainEvent, Hypervisor, LibvirtHypervisor
+from fabric.host.vmm.domains import DomainEvent, Hypervisor
+from fabric.host.vmm.hypervisor import LibvirtHypervisor
 from fabric.host.vmm.hypervisor_fake import FakeHypervisor
 from tests.unit.guest_samples import CONFIG, spec
 

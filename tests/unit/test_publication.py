@@ -35,18 +35,20 @@ class Member:
         self.kept.keeper.close()
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are given fractions of a second to converge, and to come back."""
+    monkeypatch.setattr(topology_keeper, "CONVERGENCE", 0.05)
+    monkeypatch.setattr(publication, "RETURN", 0.3)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not holds():
             await asyncio.sleep(0.005)
 
 
-def test_a_word_reaches_the_others_and_a_lost_store_freezes_what_was_heard(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(topology_keeper, "CONVERGENCE", 0.05)
-    monkeypatch.setattr(publication, "RETURN", 0.3)
-
+def test_a_word_reaches_the_others_and_a_lost_store_freezes_what_was_heard() -> None:
     async def story() -> None:
         place = Place()
         one, two, four = (Member(place, node) for node in (1, 2, 4))
@@ -161,12 +163,8 @@ def test_a_host_that_was_killed_and_started_again_is_still_itself() -> None:
     asyncio.run(story())
 
 
-def test_hosts_that_restart_together_do_not_take_each_other_for_gone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_hosts_that_restart_together_do_not_take_each_other_for_gone() -> None:
     """All were killed; one is back, and another's lease ends before that one is back, too."""
-    monkeypatch.setattr(topology_keeper, "CONVERGENCE", 0.05)
-    monkeypatch.setattr(publication, "RETURN", 0.3)
 
     async def story() -> None:
         place = Place()

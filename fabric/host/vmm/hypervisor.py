@@ -26,12 +26,8 @@ from fabric.errors import Conflict, FabricError, HypervisorDown, SpawnFailed
 from fabric.host.process import Process
 from fabric.host.vmm import migration, remains, stillborn
 from fabric.host.vmm.domain_xml import OWNER_NAMESPACE, domain_name_of, read_mark_element
-from fabric.host.vmm.domains import DomainEvent, DomainHandle, Hypervisor, OwnedDomain, Watcher
+from fabric.host.vmm.domains import DomainEvent, DomainHandle, OwnedDomain, Watcher
 from fabric.host.vmm.monitor import DomainMonitor
-
-__all__ = [
-    "DomainEvent", "DomainHandle", "Hypervisor", "LibvirtHypervisor", "OwnedDomain", "Watcher",
-]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
