@@ -262,8 +262,14 @@ def test_guests_and_connections_survive_libvirtd(line: Lab, tmp_path: Path) -> N
         assert not named(line, "guest-lost", number)
         assert line.run("h1", "ping", "-c", "1", "-W", "60", "h2").returncode == 0
     in_order(line)
-    after = {host: waiting_points(pid) for host, pid in orchestrators(line).items()}
-    assert after == before, "the lost connection left something open"
+
+    def still_open() -> dict[str, int]:
+        after = {host: waiting_points(pid) for host, pid in orchestrators(line).items()}
+        return {host: count - before[host] for host, count in after.items()}
+
+    # Not at once: a thread that waited for the lost connection may hold it a moment longer.
+    nothing = dict.fromkeys(HOSTS, 0)
+    wait_for("nothing of the lost connection to be open", lambda: still_open() == nothing, 30)
 
 
 def test_a_start_that_libvirtd_did_not_live_to_finish(
