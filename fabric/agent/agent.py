@@ -330,6 +330,7 @@ class Agent:
         finally:
             self._channel, self._clock.offset_us, self._nobody = kept
             self._session = self._identity = None
+            self._notices.believe(b"")
             self._underlay.set_hop_limit(TTL)
 
     def _rehearse(self, lines: bytes, uplink: Uplink | None = None) -> None:

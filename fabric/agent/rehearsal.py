@@ -16,27 +16,35 @@ translates code when it meets it, and translations are in no picture.
 from __future__ import annotations
 
 from fabric.routing.forwarder import Forwarder, ForwarderConfig
+from fabric.routing.needs import PROTOCOL_NAMES
 from fabric.routing.policy import ApplicationFacts
 from fabric.routing.table import ForwardingTable, NextHop
 from fabric.wire.control import Configure, Identify, encode
-from fabric.wire.inner import UDP, FiveTuple
+from fabric.wire.inner import TCP, FiveTuple
 from fabric.wire.packet import PORT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from fabric.agent.identity import Uplink
 
 ROUNDS = 24
 """More than the interpreter needs to specialize what it runs."""
-AGAIN = 3
+AGAIN = 12
 """Rounds of a copy: code that runs the first time is translated, the second time it is joined."""
 _HERE, _THERE = 1, 2
 _SOURCE, _DESTINATION, _NEIGHBOUR, _GUEST = "192.0.2.1", "198.51.100.1", "203.0.113.1", "192.0.2.77"
 _NOBODYS_MAC = "02:fa:fa:00:00:00"
 _MTU = 1500
-_INNER = bytes.fromhex("4500002000004000401100000000000000000000" + "03e80009000c0000" + "66616272")
+_BY_PATHS = "4"
+"""A protocol whose rows name paths."""
+_INNER = bytes.fromhex(
+    "4500003c0000400040060000" + "c0000201" + "c6336401"  # RFC 791: to, from, as above
+    "eb92005012609028" + "00000000" + "a002fec000000000" + "020405b40402080a" * 2 + "0103030a"
+)
+"""A TCP connection's first packet: 60 bytes."""
 
 
 def prepare(uplink: Uplink, perform: Callable[[bytes, Uplink], None]) -> None:
@@ -62,7 +70,18 @@ def practise(overlay_mtu: int, perform: Callable[[bytes], None]) -> None:
 
 
 def _table() -> ForwardingTable:
-    return ForwardingTable(_HERE, 1, {(_THERE, 0): (NextHop(_THERE, _NEIGHBOUR, 1, _MTU, 1),)})
+    # As a host gives it to a connection: some rows with paths, all protocols' names.
+    there, names = str(_THERE), {str(n): {"name": name} for n, name in PROTOCOL_NAMES.items()}
+    rows: dict[str, dict[str, list[Any]]] = {number: {there: [2, [0]]} for number in names}
+    rows[_BY_PATHS] = {there: [2, [0], [], [[2, _THERE]]]}
+    document = {
+        "node": _HERE,
+        "version": 595_673_133,
+        "hops": [[_THERE, _NEIGHBOUR, 1, _MTU]],
+        "protocols": names,
+        "routes": rows,
+    }
+    return ForwardingTable.from_json(document)
 
 
 def _identity() -> Identify:
@@ -72,12 +91,14 @@ def _identity() -> Identify:
 
 
 def _connection(table: ForwardingTable, overlay_mtu: int) -> Configure:
-    flow = FiveTuple(4, UDP, _SOURCE, 1000, _DESTINATION, 9)
-    facts = ApplicationFacts(flow, 1, "/bin/true", ("true",), "root", 0, "/", None, 0)
+    """As long as a real one, numbers as large: each kind of number has code of its own."""
+    flow = FiveTuple(4, TCP, _SOURCE, 60306, _DESTINATION, 80)
+    words = ("/usr/bin/curl", "-sS", "-o", "/dev/null", "http://there/1MiB")
+    facts = ApplicationFacts(flow, 4082, words[0], words, "root", 0, "/user.slice", None, 0)
     return Configure(
-        connection=1,
-        lab="",
-        host="",
+        connection=4421235923,
+        lab="lab",
+        host="here",
         node=_HERE,
         guest=1,
         role="ingress",
@@ -87,13 +108,15 @@ def _connection(table: ForwardingTable, overlay_mtu: int) -> Configure:
         interfaces={_NEIGHBOUR: 1},
         port=PORT,
         overlay_mtu=overlay_mtu,
-        requested_at_us=1,
-        host_now_us=1,
+        requested_at_us=1795835903687551,
+        host_now_us=1795835903691425,
         facts=facts.to_json(),
         policy={},
         flow=flow.to_json(),
-        prefixes=[[f"{_DESTINATION}/32", _THERE]],
+        prefixes=[[f"{_SOURCE}/32", _HERE], [f"{_DESTINATION}/32", _THERE]] * 3,
         first=[_INNER.hex()],
+        first_sequence=751769220636673,
+        notice_key="687623c74713a4fa",
     )
 
 
