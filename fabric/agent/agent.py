@@ -347,7 +347,7 @@ class Agent:
         if self._nobody is None:
             raise RuntimeError("only a guest that was quiesced takes another identity")
         self._nobody.accept(message)
-        self._identity = message
+        self._identity, self._wanted_mtu = message, message.overlay_mtu
         self._settle_at_us = 0  # unless it has a connection already, which comes first
 
     def _go_ahead(self, uplink: Uplink, batches: list[Batch]) -> bool:
@@ -364,8 +364,7 @@ class Agent:
         uplink, self._identity = self._nobody, None
         assert uplink is not None  # it was accepted
         uplink.assume()
-        if self._session is not None:
-            self._fit_tun()
+        self._fit_tun()
         self._set_wall_clock()
         said = uplink.settle(message)
         self._door = Door(bytes.fromhex(message.host_key), self._run)

@@ -86,7 +86,13 @@ def _table() -> ForwardingTable:
 
 def _identity() -> Identify:
     return Identify(
-        mac=_NOBODYS_MAC, address=_GUEST, mtu=_MTU, entropy="", host_key="", host_now_us=1
+        mac=_NOBODYS_MAC,
+        address=_GUEST,
+        mtu=_MTU,
+        overlay_mtu=_MTU,
+        entropy="",
+        host_key="",
+        host_now_us=1,
     )
 
 
@@ -112,8 +118,6 @@ def _connection(table: ForwardingTable, overlay_mtu: int) -> Configure:
         host_now_us=1795835903691425,
         facts=facts.to_json(),
         policy={},
-        flow=flow.to_json(),
-        prefixes=[[f"{_SOURCE}/32", _HERE], [f"{_DESTINATION}/32", _THERE]] * 3,
         first=[_INNER.hex()],
         first_sequence=751769220636673,
         notice_key="687623c74713a4fa",

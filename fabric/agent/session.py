@@ -50,7 +50,7 @@ class Session:
             guest=message.guest,
             connection=message.connection,
             source_node=message.source_node,
-            destination_node=message.destination_node or _node_for(message),
+            destination_node=message.destination_node,
             protocol=protocol,
             spawn_ms=max(0, now_us - message.requested_at_us) // 1000,
             interfaces=message.interfaces,
@@ -78,18 +78,3 @@ class Session:
         return Ready(
             config.connection, forwarder.protocol, name, need, rule, reason, config.spawn_ms
         )
-
-
-def _node_for(message: Configure) -> int:
-    # Longest match of the flow's destination, for a host that left the node to us.
-    from ipaddress import ip_address, ip_network
-
-    if not message.flow:
-        return 0
-    address = ip_address(message.flow["destination"])
-    matches = [
-        (network.prefixlen, int(node))
-        for network, node in ((ip_network(prefix), node) for prefix, node in message.prefixes)
-        if address in network
-    ]
-    return max(matches)[1] if matches else 0

@@ -14,6 +14,7 @@ import secrets
 import signal
 import sys
 import time
+from collections import deque
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from fabric.host.guest.bundle import Bundle, build_bundle, compiler_for
 from fabric.host.guest.ingredients import Ingredients
 from fabric.host.guest.template import TemplateStore
 from fabric.host.guest.template_archive import TEMPLATE_COPIES, TemplateArchive
-from fabric.host.network.appfacts import find_facts
+from fabric.host.network.appfacts import RECENT, find_facts
 from fabric.host.network.bridge_ports import KernelBridgePorts
 from fabric.host.store.opening import open_store
 from fabric.host.views import Status
@@ -107,7 +108,7 @@ async def serve(config: HostConfig) -> None:
             ports=stack.enter_context(KernelBridgePorts()),
             events=events,
             clock=clock,
-            find_facts=find_facts,
+            find_facts=partial(find_facts, lately=deque(maxlen=RECENT)),
             templates=templates,
             pooled=tiers,
             on_step=StopAt(config.host_dir / "stop-at"),

@@ -52,11 +52,7 @@ class Configure(Fact):
     policy: dict[str, Any] | None = None
     protocol: int | None = None
     """Fixed by the packet or the announcement everywhere but at the ingress."""
-    flow: dict[str, Any] | None = None
-    """FiveTuple.to_json() of the forward direction."""
-    prefixes: list[list[Any]] = []  # noqa: RUF012 - a fact is never mutated
-    """[prefix, node] pairs: inner destination → node, longest match."""
-    first: list[str] = []  # noqa: RUF012
+    first: list[str] = []  # noqa: RUF012 - a fact is never mutated
     """Hex of inner packets that wait already, at the ingress only: to be sent on before anything
     else is done."""
     first_sequence: int = 1
@@ -101,6 +97,8 @@ class Identify(Fact):
     """IPv4, without prefix length: the host is the only other one on this link."""
     mtu: int
     """Of the uplink, bytes."""
+    overlay_mtu: int
+    """Of the TUN, as every connection of this host will want it, bytes."""
     entropy: str
     """Hex, never used twice: without it every copy would draw the same random numbers."""
     host_key: str

@@ -92,10 +92,3 @@ def test_a_host_on_the_way_takes_the_protocol_it_is_told() -> None:
     assert (unknown.protocol, unknown.protocol_name) == (None, "")
     user = Session.begin(configure(node=2, protocol=200), 1_105_000).ready()
     assert user.protocol_name == "protocol 200"
-
-
-def test_the_destination_node_follows_the_longest_prefix_when_not_given() -> None:
-    flow = {"destination": "10.77.4.9"}
-    prefixes = [["10.77.0.0/16", 2], ["10.77.4.0/24", 4], ["fd77::/64", 9]]
-    message = configure(destination_node=0, flow=flow, prefixes=prefixes, protocol=0)
-    assert Session.begin(message, 0).forwarder.config.destination_node == 4

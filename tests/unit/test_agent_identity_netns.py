@@ -59,6 +59,7 @@ def identify(node: int, **changes: Any) -> Identify:
         "mac": MAC.format(node),
         "address": "100.115.0.2",
         "mtu": 8000,
+        "overlay_mtu": 1400,
         "entropy": os.urandom(32).hex(),
         "host_key": os.urandom(64).hex(),
         "host_now_us": time.time_ns() // 1000,

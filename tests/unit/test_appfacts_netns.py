@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fabric.host.network import appfacts
 from fabric.host.network.appfacts import find_facts, unit_of
 from fabric.host.network.intercept import MissDevice
 from fabric.host.network.netlink import Netlink
@@ -154,6 +156,24 @@ def test_of_two_raw_sockets_the_identifier_decides(place: Place) -> None:
     assert place.facts().pid == second.pid
     flow = FiveTuple(4, 1, "10.77.0.1", first.pid & 0xFFFF, "10.77.0.2", first.pid & 0xFFFF)
     assert place.inside.call(find_facts, flow, b"").pid == first.pid
+
+
+@root
+@needs_root
+def test_who_asked_lately_is_found_without_a_search(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = place.start(sys.executable, "-c", UDP_CLIENT, "10.77.0.2")
+    flow = parse_flow(wait_for_packets(place.miss)[0])
+    assert flow is not None
+    lately: deque[int] = deque([client.pid - 1], maxlen=2)
+    assert place.inside.call(find_facts, flow, b"", lately).pid == client.pid
+    assert list(lately) == [client.pid, client.pid - 1]
+    monkeypatch.setattr(appfacts, "_pids_here", lambda: iter(()))
+    assert place.inside.call(find_facts, flow, b"", lately).pid == client.pid
+    client.kill()
+    client.wait()
+    assert place.inside.call(find_facts, flow, b"", lately).pid is None
 
 
 @root

@@ -28,7 +28,6 @@ MESSAGES: list[Message] = [
         overlay_mtu=1400,
         requested_at_us=10,
         host_now_us=20,
-        prefixes=[["10.77.0.4/32", 4]],
     ),
     control.InstallTable({"version": 2}),
     control.Query("traces", 5),
@@ -40,7 +39,7 @@ MESSAGES: list[Message] = [
     control.Identity(2**63 + 1, None, 7, "ab"),
     control.Quiesce(),
     control.Quiesced([]),
-    control.Identify("02:fa:00:00:04:01", "100.115.0.2", 1500, "ab", "cd", 1),
+    control.Identify("02:fa:00:00:04:01", "100.115.0.2", 1500, 1400, "ab", "cd", 1),
     control.Identified("02:fa:00:00:04:01", "100.115.0.2", "ab", "cd"),
 ]
 

@@ -47,7 +47,7 @@ def instructions(
     ``first``: inner packets it is to send on at once; ``notice_key`` and ``down``: see
     fabric.wire.notice."""
     ingress = connection.role is Role.INGRESS
-    # The connection's own rows; all of them where its far end is left to the agent to find.
+    # The connection's own rows: an agent decides for nobody else.
     ends = (connection.source_node, connection.destination_node)
     return Configure(
         connection=connection.id,
@@ -59,9 +59,7 @@ def instructions(
         facts=connection.facts.to_json() if connection.facts else None,
         policy=config.policy if ingress else None,
         protocol=None if ingress else connection.protocol,
-        flow=connection.flow.to_json() if connection.flow else None,
-        table=table.to_json(ends if connection.destination_node else None),
-        prefixes=[[prefix, node.id] for node in topology.nodes for prefix in node.prefixes],
+        table=table.to_json(ends),
         interfaces={hop.address: hop.interface for hop in topology.neighbours(config.node)},
         port=config.port,
         overlay_mtu=config.overlay_mtu,

@@ -117,6 +117,7 @@ class Copier:
             mac=identity.mac,
             address=identity.address,
             mtu=underlay_mtu(self.steps.config),
+            overlay_mtu=self.steps.config.overlay_mtu,
             entropy=secrets.token_hex(ENTROPY_SIZE),
             host_key=key.secret.hex(),
             host_now_us=time.time_ns() // 1000,

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import pwd
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from fabric.host.network.sockdiag import SocketOwner, find_socket
@@ -26,23 +28,32 @@ _MAX_ARGUMENT_CHARACTERS = 256
 # A machine with more cgroups than this gets no name for the cgroup of a vanished process.
 _MAX_CGROUPS = 4096
 
+RECENT = 2
+"""Programs to remember: each costs a look at its descriptors, for those that come after it."""
+
 NEED_VARIABLE = "FABRIC_NEED"
 PROTOCOL_VARIABLE = "FABRIC_PROTOCOL"
 
 
-def find_facts(flow: FiveTuple, packet: bytes) -> ApplicationFacts:
+def find_facts(
+    flow: FiveTuple, packet: bytes, lately: deque[int] | None = None
+) -> ApplicationFacts:
     """Everything the kernel tells about the sender of ``packet``, the first of ``flow``.
 
-    Takes 0.5 ms for a program just started, as most are; otherwise 25 to 50 µs more for every
-    younger process of the namespace, each of which must be looked through. Fields are
-    None where nobody knows: forwarded packets, the kernel's own, processes that ended already.
+    ``lately``: process ids that were found before; they are looked at first, and a new one is put
+    in front of them. Takes 0.5 ms for those and for a program just started, as most are;
+    otherwise 25 to 50 µs more for every younger process of the namespace, each of which must be
+    looked through. Fields are None where nobody knows: forwarded packets, the kernel's own,
+    processes that ended already.
     """
     code_point = dscp(packet)
     candidates = find_socket(flow)
-    found = _find_process([owner.inode for owner in candidates], flow)
+    found = _find_process([owner.inode for owner in candidates], flow, lately or ())
     if found is None:
         return _without_process(flow, code_point, candidates)
     pid, inode = found
+    if lately is not None and pid not in lately:
+        lately.appendleft(pid)
     owner = next(owner for owner in candidates if owner.inode == inode)
     cgroup = _cgroup_of(pid)
     declared = _declared(pid)
@@ -87,13 +98,17 @@ def _without_process(
     )
 
 
-def _find_process(inodes: list[int], flow: FiveTuple) -> tuple[int, int] | None:
+def _find_process(
+    inodes: list[int], flow: FiveTuple, lately: Iterable[int]
+) -> tuple[int, int] | None:
     """(pid, inode) of a process of this network namespace that holds one of the sockets."""
     if not inodes:
         return None
     targets = {f"socket:[{inode}]": inode for inode in inodes}
     holders: list[tuple[int, int]] = []
-    for pid in _pids_here():
+    # Whoever holds the socket is right, whenever it was started, and whatever had that id before.
+    known = lately if len(inodes) == 1 else ()
+    for pid in chain(known, _pids_here()):
         inode = next((targets[t] for t in _descriptors(pid) if t in targets), None)
         if inode is None:
             continue

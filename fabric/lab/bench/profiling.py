@@ -116,5 +116,4 @@ def _configure(seat: Seat) -> Configure:
         requested_at_us=now,
         host_now_us=now,
         protocol=view["protocol"],
-        flow=view["flow"],
     )

@@ -86,6 +86,8 @@ class Setting:
     """The agent, for guests that boot."""
     mtu: int
     """Of the guests' interfaces, bytes."""
+    overlay_mtu: int
+    """Of their TUNs, bytes."""
     instructions: Callable[[int, int], Configure]
     """Of the connection with this number, for the guest with this number; its first packet is among
     them."""
@@ -160,6 +162,7 @@ class RawGuest:
             mac=identity.mac,
             address=identity.address,
             mtu=self._setting.mtu,
+            overlay_mtu=self._setting.overlay_mtu,
             entropy=os.urandom(ENTROPY_SIZE).hex(),
             host_key=self._key.secret.hex(),
             host_now_us=time.time_ns() // 1000,

@@ -177,6 +177,7 @@ class _Run:
             keys=self.bed.keys,
             bundle=build_bundle().data,
             mtu=underlay_mtu(self.first),
+            overlay_mtu=self.first.overlay_mtu,
             instructions=_instructions(
                 self.first, self.target, outcome.facts[0], outcome.seen[0].packet
             ),
