@@ -17,8 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import libvirt
 
@@ -49,6 +48,10 @@ WAIT_PAUSE = 0.2
 RESTART_PATIENCE = 10.0
 """Seconds a call waits for a libvirtd that went away: one that is restarted is back after two, and
 a caller who waits needs no second try. Counted from when it went."""
+
+PARTING = 2.0
+"""Seconds a dead connection is left alone before it is closed, for calls of other threads to come
+back from it: closed meanwhile, libvirt 9.0 now and then (1 of 60) loses its eventfd."""
 
 _POLL = 0.01
 
@@ -104,18 +107,6 @@ class LibvirtHypervisor:
         self._closed = False
         self._reconnecting = False
         self._served = False  # whether there was a connection before
-
-    def __enter__(self) -> Self:
-        self._connected()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def create(self, xml: str, *, paused: bool = False) -> DomainHandle:
         name = domain_name_of(xml)
@@ -368,9 +359,10 @@ class LibvirtHypervisor:
 
 
 def _release_aside(connection: Any) -> None:
-    """For who holds our lock: see :func:`_release`."""
-    release = partial(_release, connection)
-    threading.Thread(target=release, name="libvirt-close", daemon=True).start()
+    """For who holds our lock, and of a dead connection: see :func:`_release`."""
+    closing = threading.Timer(PARTING, _release, [connection])
+    closing.name, closing.daemon = "libvirt-close", True
+    closing.start()
 
 
 def _release(connection: Any) -> None:
