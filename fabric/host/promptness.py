@@ -1,14 +1,16 @@
 """Being on time on a busy machine.
 
-Owns: what a process asks of the kernel so that it runs when it has to. May import: nothing of
-fabric.
+Owns: what a process asks of the kernel, and of its interpreter, so that it runs when it has to. May
+import: nothing of fabric.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
+from collections.abc import Iterator
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 NICENESS = -15
@@ -33,3 +35,16 @@ def be_prompt(priority: int = 0) -> str:
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     return "; ".join(refused)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """No search for garbage meanwhile, on any thread: for work of less than a second that makes
+    many objects. To look through a large network's tables takes longer than to compute them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

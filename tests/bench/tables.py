@@ -2,7 +2,8 @@
 
 Run as ``python -m tests.bench.tables [CHANGES] [GRAPHML]``; prints one JSON object: raw series in
 ms of CPU time, their percentiles, and the ratio to networkx on the same graph in the same run.
-Owns: the measurement. May import: fabric.routing, fabric.lab.graphml, tests.sim, networkx.
+Owns: the measurement. May import: fabric.routing, fabric.lab.graphml, fabric.host.promptness,
+tests.sim, networkx.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import networkx as nx
 
+from fabric.host.promptness import undisturbed
 from fabric.lab.graphml import read_graphml
 from fabric.routing.definitions import PROTOCOLS
 from fabric.routing.needs import DISJOINT, DISPERSE
@@ -79,9 +81,10 @@ def measure(graph: Topology, node: int, count: int, rng: random.Random) -> dict[
 def whole(
     graph: Topology, node: int, protocols: Any, previous: ForwardingTable | None
 ) -> ForwardingTable:
-    """A table with all its rows."""
-    table = compute_table(graph, node, 1, protocols, previous)
-    table.to_json()
+    """A table with all its rows, computed as an orchestrator does it."""
+    with undisturbed():
+        table = compute_table(graph, node, 1, protocols, previous)
+        table.to_json()
     return table
 
 

@@ -1,8 +1,8 @@
 """The topology as this host sees it now, and the table that follows from it.
 
 Owns: everybody's reports, when a new table is computed, the versions of both. May import: errors,
-routing, host.config, host.events, host.control.link_state. No I/O: what to publish is handed to a
-callable, and others' reports are handed in.
+routing, host.control.link_state, and of host config, events, promptness. No I/O: what to publish is
+handed to a callable, and others' reports are handed in.
 
 When a link of this host dies, its agents take the alternates at once (fabric.host.links), the
 others are told at once, and this host's own table follows a moment later: a host that sends packets
@@ -24,6 +24,7 @@ from fabric.host.config import HostConfig
 from fabric.host.control.link_state import LinkState
 from fabric.host.control.ports import Clock
 from fabric.host.events import EventLog
+from fabric.host.promptness import undisturbed
 from fabric.routing.link_state import LinkReport, NodeReport, Observatory
 from fabric.routing.protocols import compute_table
 from fabric.routing.table import ForwardingTable
@@ -197,8 +198,9 @@ class TopologyKeeper:
         if version == self.table.version:
             return
         self.topology = topology
-        self.table = compute_table(topology, self._node, version, previous=self.table)
-        self._install(topology, self.table)
+        with undisturbed():
+            self.table = compute_table(topology, self._node, version, previous=self.table)
+            self._install(topology, self.table)
 
     def _spared(self) -> Iterator[NodeReport]:
         """What both ends say of links that are being repaired, as if they were up."""
