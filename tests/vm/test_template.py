@@ -43,10 +43,11 @@ def memory_mapping(domain: str) -> str:
 
 
 def memory_files(made: Lab) -> set[Path]:
-    """What all copies' memory is mapped from, but for those that end meanwhile."""
+    """What all copies' memory is mapped from, but for those that end meanwhile: no pid file, no
+    process, or one without memory."""
     found = set()
     for domain in made.domains():
-        with suppress(FileNotFoundError, ProcessLookupError, ValueError):  # it has no memory any more
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
             found.add(Path(memory_mapping(domain).split(maxsplit=5)[5]))
     return found
 
