@@ -16,7 +16,7 @@ translates code when it meets it, and translations are in no picture.
 from __future__ import annotations
 
 from fabric.routing.forwarder import Forwarder, ForwarderConfig
-from fabric.routing.needs import PROTOCOL_NAMES
+from fabric.routing.needs import DISJOINT, PROTOCOL_NAMES
 from fabric.routing.policy import ApplicationFacts
 from fabric.routing.table import ForwardingTable, NextHop
 from fabric.wire.control import Configure, Identify, encode
@@ -38,8 +38,6 @@ _HERE, _THERE = 1, 2
 _SOURCE, _DESTINATION, _NEIGHBOUR, _GUEST = "192.0.2.1", "198.51.100.1", "203.0.113.1", "192.0.2.77"
 _NOBODYS_MAC = "02:fa:fa:00:00:00"
 _MTU = 1500
-_BY_PATHS = "4"
-"""A protocol whose rows name paths."""
 _INNER = bytes.fromhex(
     "4500003c0000400040060000" + "c0000201" + "c6336401"  # RFC 791: to, from, as above
     "eb92005012609028" + "00000000" + "a002fec000000000" + "020405b40402080a" * 2 + "0103030a"
@@ -73,7 +71,7 @@ def _table() -> ForwardingTable:
     # As a host gives it to a connection: some rows with paths, all protocols' names.
     there, names = str(_THERE), {str(n): {"name": name} for n, name in PROTOCOL_NAMES.items()}
     rows: dict[str, dict[str, list[Any]]] = {number: {there: [2, [0]]} for number in names}
-    rows[_BY_PATHS] = {there: [2, [0], [], [[2, _THERE]]]}
+    rows[str(DISJOINT)] = {there: [2, [0], [], [[2, _THERE]]]}
     document = {
         "node": _HERE,
         "version": 595_673_133,

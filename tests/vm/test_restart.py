@@ -267,7 +267,7 @@ def test_guests_and_connections_survive_libvirtd(line: Lab, tmp_path: Path) -> N
         after = {host: waiting_points(pid) for host, pid in orchestrators(line).items()}
         return {host: count - before[host] for host, count in after.items()}
 
-    # Not at once: a thread that waited for the lost connection may hold it a moment longer.
+    # Not at once: see PARTING in host.vmm.hypervisor.
     nothing = dict.fromkeys(HOSTS, 0)
     wait_for("nothing of the lost connection to be open", lambda: still_open() == nothing, 30)
 
