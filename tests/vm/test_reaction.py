@@ -144,28 +144,22 @@ def test_a_link_that_dies_silently_costs_a_stream_some_packets_and_nothing_else(
     assert max(lost) - min(lost) + 1 == len(lost), "once, and then no more"
     assert max(lost) < count
     events = [e for e in ways.events() if e["at_us"] > cut_at * 1e6]
-    told = next(e for e in events if (e["host"], e["name"]) == ("home", "link-down"))
+    told = earliest(events, "link-down", "home")
     # Since one end noticed: a measured metric installs a table, too, and may have before that.
-    noticed = next(e["at_us"] for e in events if e["name"] == "link-down")
-    installed = {
-        host: next(
-            e["at_us"]
-            for e in events
-            if (e["host"], e["name"]) == (host, "table-installed") and e["at_us"] > since
-        )
-        for host, since in (("home", told["at_us"]), ("work", noticed))
-    }
-    avoided = next(
-        e["at_us"] for e in events if (e["host"], e["name"]) == ("home", "neighbours-avoided")
-    )
+    noticed = next(e for e in events if e["name"] == "link-down")
+    installed = earliest(events[events.index(told) :], "table-installed", "home")["at_us"]
     # The agents first, this host's own table when the others had time to have theirs (RFC 8333).
-    assert avoided < installed["home"]
-    assert installed["work"] < installed["home"]
+    assert earliest(events, "neighbours-avoided", "home")["at_us"] < installed
+    assert earliest(events[events.index(noticed) :], "table-installed", "work")["at_us"] < installed
     assert told["neighbour"] == relay
     assert told["why"] in ("detection time expired", "the neighbour says so")
     newest = [t for t in ways.traces(connection) if not t["reply"]][-1]
     assert relay not in [hop["host"] for hop in newest["hops"]]
     wait_for("the link is back", lambda: all(is_back(ways, host) for host in ("home", relay)))
+
+
+def earliest(events: list[dict[str, Any]], name: str, host: str) -> dict[str, Any]:
+    return next(e for e in events if (e["name"], e["host"]) == (name, host))
 
 
 def is_back(where: Lab, host: str) -> bool:
