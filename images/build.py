@@ -129,10 +129,11 @@ def check_ground(state: Path) -> None:
         missing.append(KEYRING.stem)
     if missing:
         raise ToolMissing(f"not installed: {', '.join(missing)}", cure="run make setup")
-    state.mkdir(mode=0o755, parents=True, exist_ok=True)
-    free = shutil.disk_usage(state).free >> 20
+    there = next(path for path in (state, *state.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free >> 20
     if free < SPACE_NEEDED_MIB:
         raise full(state, f"{free} MiB free")
+    state.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
 def full(state: Path, what: str) -> NoSpace:

@@ -85,7 +85,8 @@ def test_too_little_space_names_filesystem_and_need(
     monkeypatch.setattr(build, "TOOLS", ())
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(NoSpace, match=r"filesystem /.*needs 1099511627776 MiB"):
-        build.check_ground(state)
+        build.check_ground(state / "new")
+    assert not (state / "new").exists()
 
 
 def test_a_failing_swap_gives_the_former_image_back(
