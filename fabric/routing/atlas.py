@@ -5,6 +5,8 @@ Owns: Atlas. May import: routing.{commons,constraints,definitions,topology,view}
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fabric.routing.commons import Commons
 from fabric.routing.constraints import link_exclusion, node_exclusion
 from fabric.routing.definitions import Definition
@@ -19,17 +21,19 @@ class Atlas:
         self,
         topology: Topology,
         node: int,
+        places: Sequence[int] | None = None,
         earlier: Atlas | None = None,
         commons: Commons | None = None,
     ) -> None:
-        """``earlier``: of the same node, whose searches are worth bringing up to date. ``commons``:
-        of the same topology, where there are other hosts to share with; it takes ``earlier``'s
-        place.
+        """``places``: see View. ``earlier``: of the same node and with the same places, whose
+        searches are worth bringing up to date. ``commons``: of the same topology, where there are
+        other hosts to share with; it takes ``earlier``'s place.
 
         Raises NameUnknown when the topology lacks the node.
         """
         self.topology = topology
         self.node = topology.node(node).id
+        self._places = places
         self._views: dict[tuple[object, ...], View] = {}
         self._by_words: dict[tuple[object, ...], View] = {}
         """By what definitions say, which stays when link numbers change."""
@@ -61,6 +65,6 @@ class Atlas:
             words = (metric, *definition.constraints)
             earlier = self._earlier.get(words)
             shared = self._commons.shared(key, words) if self._commons is not None else None
-            found = View(topology, root, metric, shut, idle, earlier, shared)
+            found = View(topology, root, metric, shut, idle, self._places, earlier, shared)
             self._views[key] = self._by_words[words] = found
         return found

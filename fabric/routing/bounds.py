@@ -72,8 +72,7 @@ def path_amounts(view: View, path: Sequence[int], avoid: Collection[int] = ()) -
 
     ``avoid``: positions of the root's links not to be used.
     """
-    ends = view.graph.ends[view.root]
-    numbers = [ends[view.position_to(path[0], avoid)][1]]
+    numbers = [view.link_at(view.position_to(path[0], avoid))]
     numbers += [view.best[hop][1] for hop in pairwise(path)]
     each = [amounts(view.topology.links[number]) for number in numbers]
     return sum(a for a, _, _ in each), sum(b for _, b, _ in each), sum(c for _, _, c in each)
@@ -125,11 +124,12 @@ def _links_on(
 ) -> list[tuple[int, int]]:
     """(neighbour, number of the best link there) from the end of a partial path."""
     here, at_root = path[-1], len(path) == 1
+    closed = {view.link_at(position) for position in avoid} if at_root else ()
     if len(path) > MAX_PATH or (here in view.idle and not at_root):
         return []
     best: dict[int, tuple[int, int]] = {}
-    for position, (far, number) in enumerate(view.graph.ends[here]):
-        shut = number in view.shut or far == banned or (at_root and position in avoid)
+    for far, number in view.graph.ends[here]:
+        shut = number in view.shut or far == banned or number in closed
         if not shut and (far not in best or view.weights[number] < best[far][0]):
             best[far] = (view.weights[number], number)
     return [(far, number) for far, (_, number) in best.items()]

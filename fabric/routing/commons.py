@@ -113,7 +113,7 @@ class Shared:
         first, earlier = self.first_of(search), self._earlier
         old = earlier._trees.get(search) if earlier is not None else None
         if old is not None and earlier is not None and first == earlier.first_of(search):
-            update = updated(old, self._changes, search.root, first, search.banned)
+            update = updated(old, self._changes, search.root, first, first, search.banned)
             if update is not None:
                 self._tally.updates += update[0] is not old
                 return update[0]

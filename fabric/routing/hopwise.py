@@ -123,7 +123,8 @@ class DeflectRows:
 
     def follow(self, earlier: DeflectRows) -> set[int] | None:
         """See Calculation."""
-        return self.view.moved_since(earlier.view) if self._loads == earlier._loads else None
+        as_busy = self._loads.items() <= earlier._loads.items()
+        return self.view.moved_since(earlier.view) if as_busy else None
 
     def row(self, goal: int) -> Row | None:
         """The least-loaded of the neighbours that are nearer; among equals the best way."""

@@ -68,24 +68,33 @@ def changes(before: Sequence[Sequence[Arc]], view: Arcs, touched: Iterable[int])
 
 
 def updated(
-    old: Tree, changed: Changes, root: int, first: Sequence[First], banned: int = -1
+    old: Tree,
+    changed: Changes,
+    root: int,
+    was: Sequence[First],
+    first: Sequence[First],
+    banned: int = -1,
 ) -> tuple[Tree, set[int]] | None:
     """The tree after the changes, and the nodes whose paths are other ones now; None when a search
     from scratch is cheaper.
 
-    ``first``: the root's links, the same as before. The old tree itself when nothing matters to it.
+    ``was``, ``first``: the root's links before and after; a position means the same in both. The
+    old tree itself when nothing matters to it.
     """
     fixed, size = {root, banned}, len(old.distance)
     better = {
         there
         for here, there, weight in changed.come
         if old.distance[here] + weight <= old.distance[there] and here not in fixed
-    } - fixed
+    }
+    better |= {far for far, weight, _ in set(first).difference(was) if weight <= old.distance[far]}
     gone = {
         there
         for here, there, weight in changed.gone
         if old.distance[here] + weight == old.distance[there] and here != root
-    } - fixed
+    }
+    gone |= {far for far, weight, _ in set(was).difference(first) if weight == old.distance[far]}
+    better, gone = better - fixed, gone - fixed
     if not better and not gone:
         return old, set()
     most = size // (WORTH_IT if better else WORTH_LESS) + WORTH_IT

@@ -114,14 +114,14 @@ class BoundedRows(PathRows):
         if moved is None or not self.bounds.none:
             return None
         # A sticky path need not be a best one; it is looked at again when a link of it changed.
-        ids, index = self.view.graph.ids, self.view.graph.index
-        gone = {(ids[here], ids[there]) for here, there in self.view.gone}
-        ends, root = {here for here, _ in gone}, ids[self.view.root]
+        # Rows that begin with a lost link of the root are looked at anyway.
+        ids, root = self.view.graph.ids, self.view.root
+        gone = {(ids[here], ids[there]) for here, there in self.view.gone if here != root}
+        ends, index = {here for here, _ in gone}, self.view.graph.index
         return moved | {
             index[nodes[-1]]
             for nodes in self._previous.values()
-            if not ends.isdisjoint((root, *nodes))
-            and any(hop in gone for hop in pairwise((root, *nodes)))
+            if not ends.isdisjoint(nodes) and any(hop in gone for hop in pairwise(nodes))
         }
 
     def row(self, goal: int) -> Row | None:

@@ -26,6 +26,9 @@ from fabric.wire.packet import DISPERSED, FLOODED, REPLICATED, SINGLE
 __all__ = ["PROTOCOLS", "by_name", "compute_table", "rows_of"]
 
 
+Hops = list[list[Any]]
+"""A host's links as its tables list them: neighbour, its address, interface, MTU."""
+
 Previous = Mapping[int, tuple[int, ...]]
 """Destination → the path in use so far."""
 
@@ -78,12 +81,17 @@ def compute_table(
     if protocols is None:
         protocols = topology.definitions
     ends = topology.neighbours(node)
-    hops = [[end.node, end.address, end.interface, end.mtu] for end in ends]
-    before = previous.source if previous is not None else None
-    known = before if isinstance(before, _Source) and before.of(node, hops) else None
-    if commons is not None:
-        known = None  # what others have found already is worth more
-    atlas = Atlas(topology, node, known.atlas if known is not None else None, commons)
+    hops: Hops = [[end.node, end.address, end.interface, end.mtu] for end in ends]
+    places, kept, known = list(range(len(hops))), hops, None
+    # What others have found already is worth more than what was before.
+    if commons is None and previous is not None and previous.node == node:
+        before = previous.source
+        source = before if isinstance(before, _Source) else None
+        so_far = source.hops if source is not None else previous.links
+        found = _places(hops, so_far)
+        if found is not None:
+            places, kept, known = found, so_far, source
+    atlas = Atlas(topology, node, places, known.atlas if known is not None else None, commons)
     routes: dict[str, Mapping[str, Row]] = {}
     shared: dict[tuple[str, int], Rows] = {}
     for number, definition in sorted(protocols.items()):
@@ -98,13 +106,13 @@ def compute_table(
     document: dict[str, Any] = {
         "node": node,
         "version": version,
-        "hops": hops,
+        "hops": [hop if at in places else [] for at, hop in enumerate(kept)],
         "protocols": {str(number): _told(d) for number, d in sorted(protocols.items())},
         "routes": routes,
     }
     atlas.forget()
     table = ForwardingTable.from_json(document)
-    table.source = _Source(atlas, hops, dict(protocols), routes)
+    table.source = _Source(atlas, kept, dict(protocols), routes)
     return table
 
 
@@ -113,18 +121,23 @@ class _Source:
     """What a table was computed from, kept for the next one. It never leaves the host."""
 
     atlas: Atlas
-    hops: list[list[Any]]
+    hops: Hops
+    """Those that are gone, too: they have their place again when they come back."""
     protocols: dict[int, Definition]
     routes: dict[str, Mapping[str, Row]]
-
-    def of(self, node: int, hops: list[list[Any]]) -> bool:
-        """Whether rows for this node with these links mean the same."""
-        return self.atlas.node == node and self.hops == hops
 
     def rows(self, number: int, definition: Definition) -> Rows | None:
         """The rows of a protocol, if it is defined as it was."""
         found = self.routes.get(str(number))
         return found if isinstance(found, Rows) and self.protocols[number] == definition else None
+
+
+def _places(hops: Hops, kept: Hops) -> list[int] | None:
+    """Where a host's links are among those it had, so that rows which speak of them by position
+    still mean the same; None when there are new ones."""
+    known = {tuple(hop): at for at, hop in enumerate(kept)}
+    places = [known.get(tuple(hop), -1) for hop in hops]
+    return None if -1 in places or places != sorted(places) else places
 
 
 def _told(definition: Definition) -> dict[str, Any]:

@@ -61,7 +61,12 @@ class Rows(Mapping[str, Row]):
         moved = self._calculation.follow(earlier._calculation)
         if moved is not None and earlier._graph.ids == self._graph.ids:
             gone = {self._graph.keys[at] for at in moved}
-            self._found = {k: row for k, row in earlier._found.items() if k not in gone}
+            lost = self._calculation.view.lost
+            self._found = {
+                key: row
+                for key, row in earlier._found.items()
+                if key not in gone and not (lost and row and names(row, lost))
+            }
 
     def __getitem__(self, key: str) -> Row:
         found: Row | None = self.get(key)
@@ -108,6 +113,14 @@ def row(metric: int, hops: list[int], alternate: list[int], paths: list[list[int
     if alternate:
         return [metric, hops, alternate]
     return [metric, hops] if hops else [metric]
+
+
+def names(row: Row, positions: frozenset[int]) -> bool:
+    """Whether a row leads over any of these links."""
+    ways, alternate = row[1:2], row[2:3]
+    return not (
+        positions.isdisjoint(*ways) and positions.isdisjoint(alternate[0][:1] if alternate else ())
+    )
 
 
 class Positions:

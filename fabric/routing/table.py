@@ -6,6 +6,7 @@ The compact form (JSON) lists the host's links once; a row speaks of them by pos
 ``{"node": 1, "version": 7, "hops": [[2, "172.31.0.1", 1, 9000]],
 "protocols": {"0": {"name": "shortest"}}, "routes": {"0": {"4": [20, [0], [1, 1]]}}}``.
 A row is ``[metric, hops, alternate, paths]``, empty parts at the end left out; see routing.rows.
+A link that is gone leaves ``[]`` in its place, so that rows made before still mean the same.
 A guest serves one connection, so it turns only the few rows it looks up into objects.
 """
 
@@ -48,7 +49,7 @@ class ForwardingTable:
     """Immutable; a changed topology makes a new one with another version."""
 
     __slots__ = (
-        *("_document", "_found", "_hops", "_protocols", "_routes", "node", "source", "version"),
+        *("_document", "_found", "_protocols", "_routes", "links", "node", "source", "version"),
     )
 
     def __init__(
@@ -78,7 +79,8 @@ class ForwardingTable:
         self._document = document
         self.node = int(document["node"])
         self.version = int(document["version"])
-        self._hops: list[list[Any]] = document["hops"]
+        self.links: list[list[Any]] = document["hops"]
+        """What rows speak of by position: node, address, interface, MTU; empty where one went."""
         self._protocols: dict[str, dict[str, Any]] = document.get("protocols", {})
         self._routes: Mapping[str, Mapping[str, list[Any]]] = document["routes"]
         self._found: dict[tuple[int, int], tuple[NextHop, ...]] = {}
@@ -144,7 +146,7 @@ class ForwardingTable:
 
     def toward(self, node: int) -> tuple[NextHop, ...]:
         """The links to a neighbour, by interface; empty when it is none."""
-        return tuple(self._hop(at, 0) for at, hop in enumerate(self._hops) if hop[0] == node)
+        return tuple(self._hop(at, 0) for at, hop in enumerate(self.links) if hop[:1] == [node])
 
     # -- what people ask -------------------------------------------------------------------------
 
@@ -177,7 +179,7 @@ class ForwardingTable:
         return self._routes.get(str(protocol), {}).get(str(destination))
 
     def _hop(self, position: int, metric: int) -> NextHop:
-        node, address, interface, mtu = self._hops[position]
+        node, address, interface, mtu = self.links[position]
         return NextHop(node, address, interface, mtu, metric)
 
     def _expand(self, row: list[Any]) -> tuple[NextHop, ...]:

@@ -27,11 +27,13 @@ class View:
         metric: str,
         shut: frozenset[int] = frozenset(),
         idle: frozenset[int] = frozenset(),
+        places: Sequence[int] | None = None,
         earlier: View | None = None,
         shared: Shared | None = None,
     ) -> None:
         """``shut``: numbers of links that do not count; ``idle``: nodes that carry nothing for
-        others; ``earlier``: the same view of the topology before, whose searches are taken over;
+        others; ``places``: positions of the root's links, ascending, where some between are gone;
+        ``earlier``: the same view of the topology before, whose searches are taken over;
         ``shared``: what other hosts have found that see the topology the same."""
         self.topology = topology
         self.graph = topology.graph
@@ -39,6 +41,7 @@ class View:
         self.metric = metric
         self.shut = shut
         self.idle = idle
+        self.places = places if places is not None else range(len(self.graph.ends[root]))
         self.around: list[list[Arc]]
         """Every node's links that count."""
         self.arcs: list[list[Arc]]
@@ -53,6 +56,12 @@ class View:
         self.token = object()
         self._follows: object = None
         self._moved: set[int] = set()
+        self.lost: frozenset[int] = frozenset()
+        """Positions of links that counted in the view before: rows that name them are others."""
+        self.only_lost = False
+        """Whether nothing else is different. A best path that began with no such link is one still,
+        and so is every way around a failure. Seen from a neighbour, too, what is far by way of the
+        root can only be farther if it is from the root, or if the root itself is."""
         self.near_moved = False
         """Whether the root and its neighbours have other distances to each other than in the view
         before."""
@@ -98,9 +107,13 @@ class View:
         """The root's links that count."""
         return [
             (far, self.weights[number], position)
-            for position, (far, number) in enumerate(self.graph.ends[self.root])
+            for position, (far, number) in zip(self.places, self.graph.ends[self.root], strict=True)
             if number not in self.shut
         ]
+
+    def link_at(self, position: int) -> int:
+        """The number of one of the root's links."""
+        return self.graph.ends[self.root][self.places.index(position)][1]
 
     @cached_property
     def tree(self) -> Tree:
@@ -172,27 +185,36 @@ class View:
 
     def _follow(self, earlier: View, touched: set[int]) -> None:
         """Bring the searches of an earlier view up to date."""
-        if [(far, at) for far, _, at in self.first] != [(far, at) for far, _, at in earlier.first]:
-            return
         changed = changes(earlier.arcs, self, touched)
         self.gone = {(here, there) for here, there, _ in changed.gone}
-        rows_stay = self.first == earlier.first  # else all are other ones
-        near = {self.root, *(far for far, _, _ in self.first)}
+        had, have = set(earlier.first), set(self.first)
+        rows_stay = have <= had  # else all are other ones
+        self.lost = frozenset(at for _, _, at in had).difference(at for _, _, at in have)
+        nowhere_else = not changed.come and all(self.root in arc for arc in self.gone)
+        self.only_lost = bool(self.lost) and rows_stay and nowhere_else
+        near = {self.root, *(far for far, _, _ in have)}
+        left = {far for far, _, _ in had} - near
         for search, tree in earlier._trees.items():
-            first, update = self.first_of(search.root, search.cut), None
-            if first == earlier.first_of(search.root, search.cut):
-                update = updated(tree, changed, search.root, first, search.banned)
+            root, banned, cut = search
+            if root in left or banned in left or cut & self.lost:
+                continue  # only rows that name a lost link looked at it
+            was, first = earlier.first_of(root, cut), self.first_of(root, cut)
+            update = None
+            if root != self.root or search == Search(root) or had == have:  # else: made of that one
+                update = updated(tree, changed, root, was, first, banned)
             if update is not None:
-                self._trees[search], moved = update
+                fresh, moved = update
             elif rows_stay:
-                fresh = self._trees[search] = self._searched(search)
-                moved = differences(tree, fresh)
+                fresh = self._searched(search)
+                moved = set() if self.only_lost else differences(tree, fresh)
             else:
                 continue  # it is searched when somebody wants it
+            self._trees[search] = fresh
             self._moved |= moved
-            if search.root in near and moved & near:
-                fresh = self._trees[search]
+            if root in near and banned < 0 and not cut:
                 self.near_moved |= any(tree.distance[n] != fresh.distance[n] for n in near)
+        if self.only_lost:
+            self._moved = _over(earlier.tree, self.lost)
         if rows_stay:
             self._follows = earlier.token
 
@@ -245,7 +267,7 @@ class View:
         if narrow <= self.shut:
             return self
         shut = self.shut | narrow
-        return View(self.topology, self.root, self.metric, shut, self.idle, earlier)
+        return View(self.topology, self.root, self.metric, shut, self.idle, self.places, earlier)
 
 
 def touched_nodes(earlier: View, later: View) -> set[int]:
@@ -255,6 +277,12 @@ def touched_nodes(earlier: View, later: View) -> set[int]:
     index = later.graph.index
     differ = [link for link in (*one, *other) if id(link) not in same]
     return {index[end] for link in differ for end in (link.a, link.b)}
+
+
+def _over(tree: Tree, positions: Collection[int]) -> set[int]:
+    """Nodes with a best path over any of these links of the root."""
+    bits = sum(1 << position for position in positions)
+    return {at for at, by in enumerate(tree.hops) if by & bits}
 
 
 def _counting(view: View) -> Sequence[Link]:

@@ -168,7 +168,7 @@ class _Reasons:
         return broken or "bounds: no way through there is within all of them"
 
     def _by_width(self, rows: WidestRows, position: int, at: int) -> tuple[int | None, str]:
-        number = self.view.graph.ends[self.view.root][position][1]
+        number = self.view.link_at(position)
         link = bandwidth_of(self.topology.links[number])
         width, best = min(link, rows.width_from(at, self.goal)), rows.width(self.goal)
         if not width:

@@ -44,9 +44,8 @@ class WidestRows:
         self._around = list(self._arcs)
         for at in view.idle:
             self._arcs[at] = []
-        ends = view.graph.ends[view.root]
         self._first: list[First] = [
-            (far, bandwidth[ends[position][1]], position) for far, _, position in view.first
+            (far, bandwidth[view.link_at(position)], position) for far, _, position in view.first
         ]
 
     def goals(self) -> Iterator[int]:
@@ -58,7 +57,7 @@ class WidestRows:
     def follow(self, earlier: WidestRows) -> set[int] | None:
         """See Calculation. What a row says depends on largest bottlenecks, from here, from the
         neighbours and after failures, and on best paths among links that wide."""
-        if self._first != earlier._first:
+        if not set(self._first) <= set(earlier._first):
             return None
         as_wide = self._around == earlier._around and self.view.idle == earlier.view.idle
         if as_wide:
@@ -80,12 +79,15 @@ class WidestRows:
 
     def _wider_or_narrower(self, earlier: WidestRows) -> set[int]:
         """Nodes with another largest bottleneck in any search."""
+        left = {far for far, _, _ in earlier._first} - {far for far, _, _ in self._first}
         moved = {at for at, width in enumerate(self._reach) if width != earlier._reach[at]}
-        for node, widths in earlier._widths.items():
-            now = self._widths_of(node)
+        for node in earlier._widths.keys() - left:
+            widths, now = earlier._widths[node], self._widths_of(node)
             moved |= {at for at, width in enumerate(widths) if width != now[at]}
-        for (banned, *left), widths in earlier._repairs.items():
-            now = self._after(banned, [each for each in self._first if each[2] in left])
+        for (banned, *kept), widths in earlier._repairs.items():
+            if banned in left:
+                continue  # only rows that name a lost link looked at it, and at its neighbour
+            now = self._after(banned, [each for each in self._first if each[2] in kept])
             moved |= {at for at, width in enumerate(widths) if width != now[at]}
         return moved
 
