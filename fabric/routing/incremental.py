@@ -18,12 +18,9 @@ from typing import Protocol
 from fabric.routing.graph import FAR, Arc, Tree
 from fabric.routing.spf import First, searched_again
 
-WORTH_IT = 8
-"""An update of more than one node in so many costs more than a search from scratch: it looks at
-every arc four times."""
-
-WORTH_LESS = 2
-"""The same where nothing came: one look at what leads to a node, one at what leads on."""
+WORTH_IT = 2
+"""An update of more than one node in so many costs more than a search from scratch: it looks once
+at what leads to a node, and twice at what leads on."""
 
 Change = tuple[int, int, int]
 """(from node, to node, weight) of an arc that came or went."""
@@ -81,35 +78,51 @@ def updated(
     ``was``, ``first``: the root's links before and after; a position means the same in both. The
     old tree itself when nothing matters to it.
     """
-    fixed, size = {root, banned}, len(old.distance)
-    better = {
-        there
+    distance, fixed = old.distance, {root, banned}
+    ways = [
+        (distance[here] + weight, there)
         for here, there, weight in changed.come
-        if old.distance[here] + weight <= old.distance[there] and here not in fixed
-    }
-    better |= {far for far, weight, _ in set(first).difference(was) if weight <= old.distance[far]}
+        if here not in fixed
+    ]
+    ways += [(weight, far) for far, weight, _ in set(first).difference(was)]
     gone = {
         there
         for here, there, weight in changed.gone
-        if old.distance[here] + weight == old.distance[there] and here != root
+        if distance[here] + weight == distance[there] and here != root
     }
-    gone |= {far for far, weight, _ in set(was).difference(first) if weight == old.distance[far]}
-    better, gone = better - fixed, gone - fixed
-    if not better and not gone:
-        return old, set()
-    most = size // (WORTH_IT if better else WORTH_LESS) + WORTH_IT
-    stale = beyond(old, changed.before, better | gone, most)
+    gone |= {far for far, weight, _ in set(was).difference(first) if weight == distance[far]}
+    most = len(distance) // WORTH_IT + WORTH_IT
+    touched = (_nearer(old, changed.after, ways, fixed, most) | gone) - fixed
+    if not touched:
+        return old, touched
+    stale = beyond(old, changed.before, touched, most)
     if len(stale) > most:
         return None
-    if not better:
-        arcs, around = changed.after, changed.around
-        return searched_again(old, stale, arcs, around, root, first, banned), stale
-    direct: dict[int, list[tuple[int, int]]] = {}
-    for far, weight, position in first:
-        direct.setdefault(far, []).append((weight, 1 << position))
-    search = _Search(old, changed, root, direct, banned)
-    touched = search.distances(stale)
-    return search.hops(touched)
+    arcs, around = changed.after, changed.around
+    return searched_again(old, stale, arcs, around, root, first, banned), stale
+
+
+def _nearer(
+    old: Tree, arcs: Sequence[Sequence[Arc]], ways: list[Arc], fixed: Set[int], most: int
+) -> set[int]:
+    """Nodes with a new path that is shorter than theirs, or as short, or more than ``most``.
+
+    ``ways``: (length, node) of the new paths that end where something came; changed.
+    """
+    distance, found, now = old.distance, set[int](), dict[int, int]()
+    heapq.heapify(ways)
+    while ways and len(found) <= most:
+        reached, node = heapq.heappop(ways)
+        known = now.get(node, distance[node])
+        if reached > known or node in fixed:
+            continue
+        found.add(node)
+        if reached < known:
+            now[node] = reached
+            for far, weight in arcs[node]:
+                if reached + weight <= distance[far]:
+                    heapq.heappush(ways, (reached + weight, far))
+    return found
 
 
 def without(
@@ -157,90 +170,3 @@ def differences(old: Tree, new: Tree) -> set[int]:
         if parent[node] in moved:
             moved.add(node)
     return moved
-
-
-class _Search:
-    """The part of a tree that is searched again."""
-
-    def __init__(
-        self,
-        old: Tree,
-        changed: Changes,
-        root: int,
-        direct: dict[int, list[tuple[int, int]]],
-        banned: int,
-    ) -> None:
-        self._distance, self._hops = list(old.distance), list(old.hops)
-        self._parent = list(old.parent)
-        self._changed = changed
-        self._root = root
-        self._direct = direct
-        self._banned = banned
-
-    def _into(self, node: int) -> list[tuple[int, int]]:
-        """(node before, weight) of the arcs that end in a node, but for the root's."""
-        shut = self._changed.idle
-        return [
-            (near, weight)
-            for near, weight in self._changed.around[node]
-            if near not in shut and near not in (self._root, self._banned)
-        ]
-
-    def distances(self, stale: set[int]) -> set[int]:
-        """Search from the rim inwards, and outwards where that is nearer than before; says whose
-        distance or equal paths may have changed."""
-        distance, arcs = self._distance, self._changed.after
-        for node in stale:
-            distance[node] = FAR
-        if self._banned >= 0:
-            distance[self._banned] = -1
-        heap: list[Arc] = []
-        for node in stale:
-            ways = [distance[near] + weight for near, weight in self._into(node)]
-            ways += [weight for weight, _ in self._direct.get(node, ())]
-            least = min(ways, default=FAR)
-            if least < FAR:
-                distance[node] = least
-                heapq.heappush(heap, (least, node))
-        touched = set(stale)
-        while heap:
-            reached, node = heapq.heappop(heap)
-            if reached > distance[node]:
-                continue
-            for there, weight in arcs[node]:
-                total = reached + weight
-                if total < distance[there]:
-                    distance[there] = total
-                    touched.add(there)
-                    heapq.heappush(heap, (total, there))
-                elif total == distance[there]:
-                    touched.add(there)
-        if self._banned >= 0:
-            distance[self._banned] = FAR
-        touched.discard(self._root)
-        return touched
-
-    def hops(self, touched: set[int]) -> tuple[Tree, set[int]]:
-        """First hops and parents of what was touched, and of all that hangs on it."""
-        distance, hops, parent = self._distance, self._hops, self._parent
-        heap = []
-        for node in touched:
-            hops[node], parent[node] = 0, -1
-            if distance[node] < FAR:
-                heap.append((distance[node], node))
-        heapq.heapify(heap)
-        while heap:
-            reached, node = heapq.heappop(heap)
-            ways = [near for near, weight in self._into(node) if distance[near] + weight == reached]
-            bits = [bit for weight, bit in self._direct.get(node, ()) if weight == reached]
-            parent[node] = min([*ways, self._root] if bits else ways)
-            hops[node] = 0
-            for near in ways:
-                hops[node] |= hops[near]
-            for bit in bits:
-                hops[node] |= bit
-            for there, weight in self._changed.after[node]:
-                if reached + weight == distance[there] and there not in touched:
-                    touched.add(there)
-                    heapq.heappush(heap, (distance[there], there))
-        return Tree(distance, hops, parent), touched

@@ -31,20 +31,23 @@ from fabric.routing.table import ForwardingTable
 from fabric.routing.topology import Topology
 from tests.sim.graphs import topology
 
-KINDS = ("latency", "cost", "down")
+KINDS = ("latency", "cost", "down", "up")
+CHANGES = (*KINDS, *(f"own {kind}" for kind in KINDS))
+"""Of links anywhere, and of each link of the host itself."""
 ON_DEMAND = (DISJOINT, DISPERSE)
 """Protocols whose rows nobody needs but those of connections that use them."""
 REPEATS = 5
 
 
-def changed(graph: Topology, kind: str, at: int) -> Topology:
-    """One link is slower, dearer, or gone."""
+def around(graph: Topology, kind: str, at: int) -> tuple[Topology, Topology]:
+    """The network before and after one link gets slower, dearer, goes or comes back."""
     link = graph.links[at]
     if kind == "latency":
-        return graph.changed({at: replace(link, latency_us=link.latency_us * 2)})
+        return graph, graph.changed({at: replace(link, latency_us=link.latency_us * 2)})
     if kind == "cost":
-        return graph.changed({at: replace(link, cost=link.cost * 2)})
-    return graph.without({at})
+        return graph, graph.changed({at: replace(link, cost=link.cost * 2)})
+    without = graph.without({at})
+    return (graph, without) if kind == "down" else (without, graph)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -57,15 +60,20 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def measure(graph: Topology, node: int, count: int, rng: random.Random) -> dict[str, list[float]]:
     """Series for one host: what a change costs until the last row of every table is there."""
     eager = {n: d for n, d in PROTOCOLS.items() if n not in ON_DEMAND}
-    series: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    series["from scratch"] = []
+    series: dict[str, list[float]] = {"from scratch": []}
+    own = [at for at, link in enumerate(graph.links) if node in (link.a, link.b)]
     for kind in KINDS:
-        for _ in range(count):
-            spent, before = timed(partial(whole, graph, node, eager, None))
-            series["from scratch"].append(spent)
-            after = changed(graph, kind, rng.randrange(len(graph.links)))
-            spent, _ = timed(partial(whole, after, node, eager, before))
-            series[kind].append(spent)
+        any_links = [rng.randrange(len(graph.links)) for _ in range(count)]
+        for name, links in ((kind, any_links), (f"own {kind}", own)):
+            series[name] = []
+            for at in links:
+                before, after = around(graph, kind, at)
+                spent, table = timed(partial(whole, graph, node, eager, None))
+                series["from scratch"].append(spent)
+                if before is not graph:
+                    table = whole(before, node, eager, table)
+                spent, _ = timed(partial(whole, after, node, eager, table))
+                series[name].append(spent)
     pair = {DISJOINT: PROTOCOLS[DISJOINT]}
     series["disjoint, all rows"] = [
         timed(partial(whole, graph, node, pair, None))[0] for _ in range(REPEATS)
@@ -115,7 +123,7 @@ def run(name: str, count: int) -> dict[str, Any]:
     for node in hosts:
         series = measure(graph, node, count, rng)
         twin = reference(graph, node)
-        usual = [spent for kind in KINDS for spent in series[kind]]
+        usual = [spent for name in CHANGES for spent in series[name]]
         found.append(
             {
                 "node": node,
@@ -132,7 +140,7 @@ def run(name: str, count: int) -> dict[str, Any]:
         "links": len(graph.links),
         "protocols": [d.name for n, d in PROTOCOLS.items() if n not in ON_DEMAND],
         "any change": percentiles(
-            [spent for host in found for kind in KINDS for spent in host["series"][kind]]
+            [spent for host in found for name in CHANGES for spent in host["series"][name]]
         ),
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
