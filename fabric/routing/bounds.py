@@ -90,7 +90,7 @@ def best_within(
         _least(view, goal, which) if limit < FAR else [0] * len(view.arcs)
         for which, limit in enumerate(bounds.limits)
     ]
-    ahead = view.tree_of(goal).distance
+    ahead = view.measured(goal)
     none: Label = (0, 0, 0, 0)
     kept = {view.root: [none]}
     heap: list[tuple[int, tuple[int, ...], Label]] = [(ahead[view.root], (view.root,), none)]

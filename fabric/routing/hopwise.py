@@ -81,7 +81,7 @@ class ShortestRows:
         """(does not avoid the dead host, metric, position) of the best neighbour, or None."""
         view = self.view
         candidates = self._candidates.get(failed) or self._stand_ins(failed)
-        mine, beyond = view.tree.distance[goal], view.tree_of(failed).distance[goal]
+        mine, beyond = view.tree.distance[goal], view.distances_from(failed)[goal]
         found = [
             (node == failed or left >= to_failed + beyond, weight + left, position)
             for position, node, weight, to_root, distances, to_failed in candidates
@@ -95,7 +95,7 @@ class ShortestRows:
     def _stand_ins(self, failed: int) -> list[Candidate]:
         root, found = self.view.root, list[Candidate]()
         for node, weight, position in self.view.first:
-            distances = self.view.tree_of(node).distance
+            distances = self.view.distances_from(node)
             # A host that carries nothing for others never brings a packet back.
             to_root = FAR if root in self.view.idle else distances[root]
             found.append((position, node, weight, to_root, distances, distances[failed]))
@@ -115,9 +115,9 @@ class DeflectRows:
     @cached_property
     def _near(self) -> list[tuple[int, int, int, list[int], int]]:
         """Of each neighbour: position, node, weight of the link, distances, load in steps."""
-        tree_of, loads = self.view.tree_of, self._loads
+        distances_from, loads = self.view.distances_from, self._loads
         return [
-            (position, node, weight, tree_of(node).distance, loads[node])
+            (position, node, weight, distances_from(node), loads[node])
             for node, weight, position in self.view.first
         ]
 
@@ -149,7 +149,7 @@ class DeflectRows:
     ) -> list[int]:
         if any(node != failed for _, _, position, node, _ in nearer if position in hops):
             return []
-        beyond = self.view.tree_of(failed).distance[goal]
+        beyond = self.view.distances_from(failed)[goal]
         # From a host that is not farther than the dead one, nobody comes past the dead one.
         others = [
             (node == failed or left > beyond, load, metric, position)

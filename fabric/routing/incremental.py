@@ -78,7 +78,32 @@ def updated(
     ``was``, ``first``: the root's links before and after; a position means the same in both. The
     old tree itself when nothing matters to it.
     """
-    distance, fixed = old.distance, {root, banned}
+    most = len(old.distance) // WORTH_IT + WORTH_IT
+    rim = touched(old.distance, changed, root, was, first, banned, most)
+    if not rim:
+        return old, rim
+    stale = beyond(old, changed.before, rim, most)
+    if len(stale) > most:
+        return None
+    arcs, around = changed.after, changed.around
+    return searched_again(old, stale, arcs, around, root, first, banned), stale
+
+
+def touched(
+    distance: Sequence[int],
+    changed: Changes,
+    root: int,
+    was: Sequence[First],
+    first: Sequence[First],
+    banned: int = -1,
+    most: int = 0,
+) -> set[int]:
+    """Nodes whose best paths from ``root`` ended with an arc that went, or have new ones beside or
+    before them; of the latter no more than it takes to be more than ``most``.
+
+    ``distance``: before the changes; otherwise see :func:`updated`.
+    """
+    fixed = {root, banned}
     ways = [
         (distance[here] + weight, there)
         for here, there, weight in changed.come
@@ -91,25 +116,21 @@ def updated(
         if distance[here] + weight == distance[there] and here != root
     }
     gone |= {far for far, weight, _ in set(was).difference(first) if weight == distance[far]}
-    most = len(distance) // WORTH_IT + WORTH_IT
-    touched = (_nearer(old, changed.after, ways, fixed, most) | gone) - fixed
-    if not touched:
-        return old, touched
-    stale = beyond(old, changed.before, touched, most)
-    if len(stale) > most:
-        return None
-    arcs, around = changed.after, changed.around
-    return searched_again(old, stale, arcs, around, root, first, banned), stale
+    return (_nearer(distance, changed.after, ways, fixed, most) | gone) - fixed
 
 
 def _nearer(
-    old: Tree, arcs: Sequence[Sequence[Arc]], ways: list[Arc], fixed: Set[int], most: int
+    distance: Sequence[int],
+    arcs: Sequence[Sequence[Arc]],
+    ways: list[Arc],
+    fixed: Set[int],
+    most: int,
 ) -> set[int]:
     """Nodes with a new path that is shorter than theirs, or as short, or more than ``most``.
 
     ``ways``: (length, node) of the new paths that end where something came; changed.
     """
-    distance, found, now = old.distance, set[int](), dict[int, int]()
+    found, now = set[int](), dict[int, int]()
     heapq.heapify(ways)
     while ways and len(found) <= most:
         reached, node = heapq.heappop(ways)

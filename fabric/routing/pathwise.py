@@ -188,7 +188,7 @@ class FloodRows:
     def _near(self) -> list[tuple[int, int, list[int]]]:
         """(neighbour, position of the link, its distances when nothing comes back through here)."""
         view = self.view
-        return [(node, at, view.tree_apart(node).distance) for node, _, at in view.first]
+        return [(node, at, view.distances_apart(node)) for node, _, at in view.first]
 
     def row(self, goal: int) -> Row | None:
         """All neighbours from where the destination can be reached without coming back."""

@@ -47,6 +47,42 @@ def shortest_paths(
     return Tree(distance, hops, parent)
 
 
+def distances(
+    arcs: Sequence[Sequence[Arc]],
+    root: int,
+    around: Sequence[Arc],
+    known: list[int] | None = None,
+    banned: int = -1,
+) -> list[int]:
+    """The distances that :func:`shortest_paths` finds, without the paths.
+
+    ``around`` takes the place of the root's arcs; ``known``: lengths of some paths to all nodes,
+    FAR where there is none; changed. The search only looks at what is nearer than that.
+    """
+    distance = [FAR] * len(arcs) if known is None else known
+    if banned >= 0:
+        distance[banned] = -1
+    distance[root] = 0
+    heap: list[Arc] = []
+    push, pop = heapq.heappush, heapq.heappop
+    for far, weight in around:
+        if weight < distance[far]:
+            distance[far] = weight
+            push(heap, (weight, far))
+    while heap:
+        reached, node = pop(heap)
+        if reached > distance[node]:
+            continue
+        for far, weight in arcs[node]:
+            total = reached + weight
+            if total < distance[far]:
+                distance[far] = total
+                push(heap, (total, far))
+    if banned >= 0:
+        distance[banned] = FAR
+    return distance
+
+
 def _settle(
     arcs: Sequence[Sequence[Arc]],
     distance: list[int],

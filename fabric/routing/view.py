@@ -12,8 +12,8 @@ from functools import cached_property
 from fabric.routing.commons import Search, Shared
 from fabric.routing.constraints import COST_BITS, WEIGHTS, bandwidth_of
 from fabric.routing.graph import FAR, Arc, Tree
-from fabric.routing.incremental import changes, differences, updated, without
-from fabric.routing.spf import First, shortest_paths
+from fabric.routing.incremental import Changes, changes, differences, touched, updated, without
+from fabric.routing.spf import First, distances, shortest_paths
 from fabric.routing.topology import Link, Topology
 
 
@@ -47,8 +47,9 @@ class View:
         self.arcs: list[list[Arc]]
         """The same, as far as others may use them."""
         self._trees: dict[Search, Tree] = {}
-        # The same once more, by what callers ask ten thousand times: a Search costs more than that.
-        self._of_root: dict[int, Tree] = {}
+        self._from: dict[int, list[int]] = {}
+        self._apart: dict[int, list[int]] = {}
+        # Trees once more, by what callers ask ten thousand times: a Search costs more than that.
         self._without_node: dict[int, Tree] = {}
         self._without_links: dict[tuple[int, ...], Tree] = {}
         self.gone: set[tuple[int, int]] = set()
@@ -120,16 +121,29 @@ class View:
         """Best paths from the root."""
         return self._find(Search(self.root))
 
-    def tree_of(self, root: int) -> Tree:
-        """Best paths from another node (its first hops mean nothing)."""
-        found = self._of_root.get(root)
+    def distances_from(self, node: int) -> list[int]:
+        """Least sums from another node, by node; not to be changed."""
+        found = self._from.get(node)
         if found is None:
-            found = self._of_root[root] = self._find(Search(root))
+            found = self._from[node] = self.measured(node)
         return found
 
-    def tree_apart(self, root: int) -> Tree:
-        """Best paths from another node that avoid the view's root."""
-        return self._find(Search(root, self.root))
+    def distances_apart(self, node: int) -> list[int]:
+        """The same by paths that avoid the view's root."""
+        found = self._apart.get(node)
+        if found is None:
+            found = self._apart[node] = self.measured(node, self.root)
+        return found
+
+    def measured(self, node: int, banned: int = -1) -> list[int]:
+        """The same by paths that avoid any one node, or none: computed every time."""
+        if self._shared is not None:
+            return self._shared.tree(Search(node, banned)).distance
+        known, there = None, self.tree.distance[node]
+        if banned < 0 and there < FAR and self.root not in self.idle:
+            # By way of the root. Most nodes are not nearer from a neighbour.
+            known = [there + rest if rest < FAR else FAR for rest in self.tree.distance]
+        return distances(self.arcs, node, self.around[node], known, banned)
 
     def without_node(self, node: int) -> Tree:
         """Best paths from the root when ``node`` is gone."""
@@ -156,18 +170,18 @@ class View:
         return found
 
     def _searched(self, search: Search) -> Tree:
-        root, banned, cut = search
-        first = self.first_of(root, cut)
-        if root == self.root and (banned >= 0 or cut):
-            return without(self.tree, self, root, first, banned, cut)
-        return shortest_paths(self.arcs, root, first, banned)
+        _, banned, cut = search
+        first = self.first_of(self.root, cut)
+        if banned >= 0 or cut:
+            return without(self.tree, self, self.root, first, banned, cut)
+        return shortest_paths(self.arcs, self.root, first)
 
-    def first_of(self, root: int, cut: Collection[int] = ()) -> list[First]:
+    def first_of(self, node: int, cut: Collection[int] = ()) -> list[First]:
         """The links of any node that count, for a search from there; positions are those of the
-        view's root, and all 0 elsewhere."""
-        if root == self.root:
-            return [each for each in self.first if each[2] not in cut]
-        return [(far, w, 0) for far, w in self.around[root]]
+        view's root, and all 0 elsewhere. ``cut``: positions of the root's links to leave out."""
+        if node == self.root:
+            return [each for each in self.first if each[2] not in cut] if cut else self.first
+        return [(far, w, 0) for far, w in self.around[node]]
 
     def moved_since(self, earlier: View) -> set[int] | None:
         """Nodes whose best paths, in any search, are other ones than in an earlier view; None: it
@@ -192,16 +206,16 @@ class View:
         self.lost = frozenset(at for _, _, at in had).difference(at for _, _, at in have)
         nowhere_else = not changed.come and all(self.root in arc for arc in self.gone)
         self.only_lost = bool(self.lost) and rows_stay and nowhere_else
-        near = {self.root, *(far for far, _, _ in have)}
+        near = {far for far, _, _ in have}
         left = {far for far, _, _ in had} - near
         for search, tree in earlier._trees.items():
-            root, banned, cut = search
-            if root in left or banned in left or cut & self.lost:
+            _, banned, cut = search
+            if banned in left or cut & self.lost:
                 continue  # only rows that name a lost link looked at it
-            was, first = earlier.first_of(root, cut), self.first_of(root, cut)
             update = None
-            if root != self.root or search == Search(root) or had == have:  # else: made of that one
-                update = updated(tree, changed, root, was, first, banned)
+            if had == have or search == Search(self.root):  # else: made of that one
+                was, first = (view.first_of(self.root, cut) for view in (earlier, self))
+                update = updated(tree, changed, self.root, was, first, banned)
             if update is not None:
                 fresh, moved = update
             elif rows_stay:
@@ -211,12 +225,28 @@ class View:
                 continue  # it is searched when somebody wants it
             self._trees[search] = fresh
             self._moved |= moved
-            if root in near and banned < 0 and not cut:
-                self.near_moved |= any(tree.distance[n] != fresh.distance[n] for n in near)
+        self._follow_distances(earlier, changed, near, left)
         if self.only_lost:
             self._moved = _over(earlier.tree, self.lost)
         if rows_stay:
             self._follows = earlier.token
+
+    def _follow_distances(
+        self, earlier: View, changed: Changes, near: set[int], left: set[int]
+    ) -> None:
+        """The same for what was seen from elsewhere, but from those that are no neighbours now."""
+        for kept, mine, banned in (
+            (earlier._from, self._from, -1),
+            (earlier._apart, self._apart, self.root),
+        ):
+            for node in kept.keys() - left:
+                was, now = earlier.first_of(node), self.first_of(node)
+                mine[node] = before = kept[node]
+                if touched(before, changed, node, was, now, banned):
+                    mine[node] = after = self.measured(node, banned)
+                    self._moved.update(at for at, far in enumerate(before) if far != after[at])
+                    if banned < 0:
+                        self.near_moved |= any(before[n] != after[n] for n in (self.root, *near))
 
     @cached_property
     def best(self) -> dict[tuple[int, int], tuple[int, int]]:

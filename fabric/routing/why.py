@@ -130,12 +130,12 @@ class _Reasons:
             return self._by_width(self._widest, position, at)
         view = self.view
         weight = next(w for _, w, here in view.first if here == position)
-        left = view.tree_of(at).distance[self.goal]
+        left = view.distances_from(at)[self.goal]
         if left >= FAR:
             return None, "unreachable: the destination cannot be reached from there"
         metric, best = view.meaning(weight + left), view.tree.distance[self.goal]
         longer = f"longer: {metric}, the best is {view.meaning(best)}"
-        if left >= view.tree_of(at).distance[view.root] + best:
+        if left >= view.distances_from(at)[view.root] + best:
             longer = "comes back: its own best way leads through this host"
             if self.definition.calculation != "deflect":
                 return metric, longer

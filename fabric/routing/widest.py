@@ -1,6 +1,6 @@
 """Rows of the largest bottleneck, then the least sum of the metric.
 
-Owns: calculation ``widest`` and its alternates. May import: routing.{graph,rows,spf,view}, wire.
+Owns: calculation ``widest`` and its alternates. May import: routing.{graph,rows,spf,view}.
 Stays on the host.
 
 Why no packet loops: let W(v) be the largest bottleneck from v to the destination d. Host v takes
@@ -22,9 +22,15 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from fabric.routing.constraints import bandwidth_of
+from fabric.routing.graph import FAR
 from fabric.routing.rows import Positions, Row, explicit, row
 from fabric.routing.spf import UNLIMITED, First, widest_paths
 from fabric.routing.view import View
+
+Candidate = tuple[int, int, int, list[int], int, list[int], int]
+"""A neighbour that may stand in for goals of some width: (position, node, bandwidth of the link,
+its largest bottlenecks, the least of them that is of use, its distances among links of the width,
+that to the root)."""
 
 
 class WidestRows:
@@ -35,7 +41,8 @@ class WidestRows:
         self._positions = Positions()
         self._levels: dict[int, View] = {}
         self._widths: dict[int, list[int]] = {}
-        self._repairs: dict[tuple[int, ...], list[int]] = {}
+        self._repairs: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        self._candidates: dict[int, list[Candidate]] = {}
         bandwidth = [bandwidth_of(link) for link in view.topology.links]
         self._arcs = [
             [(far, bandwidth[number]) for far, number in each if number not in view.shut]
@@ -47,6 +54,7 @@ class WidestRows:
         self._first: list[First] = [
             (far, bandwidth[view.link_at(position)], position) for far, _, position in view.first
         ]
+        self._of_position = {position: far for far, _, position in view.first}
 
     def goals(self) -> Iterator[int]:
         """Node indices within reach."""
@@ -84,10 +92,10 @@ class WidestRows:
         for node in earlier._widths.keys() - left:
             widths, now = earlier._widths[node], self._widths_of(node)
             moved |= {at for at, width in enumerate(widths) if width != now[at]}
-        for (banned, *kept), widths in earlier._repairs.items():
-            if banned in left:
+        for (banned, cut), widths in earlier._repairs.items():
+            if banned in left or not self.view.lost.isdisjoint(cut):
                 continue  # only rows that name a lost link looked at it, and at its neighbour
-            now = self._after(banned, [each for each in self._first if each[2] in kept])
+            now = self._after(banned, cut)
             moved |= {at for at, width in enumerate(widths) if width != now[at]}
         return moved
 
@@ -127,20 +135,24 @@ class WidestRows:
         return found
 
     def _alternate(self, goal: int, width: int, hops: list[int]) -> list[int]:
-        of_position = {position: far for far, _, position in self._first}
-        failed = of_position[hops[0]]
-        if any(of_position[at] != failed for at in hops):
+        failed = self._of_position[hops[0]]
+        if len(hops) > 1 and any(self._of_position[at] != failed for at in hops):
             return []
-        best: tuple[bool, int, int] | None = None
-        for node, bandwidth, position in self._first:
-            if position in hops or (node in self.view.idle and node != goal):
-                continue
-            if self._comes_back(node, goal, width):
-                continue
-            passes = node == failed or self._passes(node, failed, goal)
-            found = (passes, -min(bandwidth, self._widths_of(node)[goal]), position)
-            if best is None or found < best:
-                best = found
+        idle, mine = self.view.idle, self._level(width).tree.distance[goal]
+        found = [
+            (
+                node == failed or self._passes(node, failed, goal),
+                -min(bandwidth, theirs),
+                position,
+            )
+            for position, node, bandwidth, widths, enough, distances, back in self._near(width)
+            # Else packets might come back; see the module docstring.
+            if (theirs := widths[goal]) >= enough
+            and (theirs != width or distances[goal] < back + mine)
+            and position not in hops
+            and (node == goal or node not in idle)
+        ]
+        best = min(found, default=None)
         if best is not None and not best[0]:
             return [best[2], 1]
         around = self._repair(goal, failed, hops)
@@ -148,33 +160,38 @@ class WidestRows:
             return [best[2], 0]
         return around
 
-    def _comes_back(self, node: int, goal: int, width: int) -> bool:
-        """Whether packets for ``goal`` might return from a neighbour to the root."""
-        root, theirs = self.view.root, self._widths_of(node)[goal]
-        if root in self.view.idle:
-            return not theirs
-        return theirs < width or (theirs == width and self._through(node, root, goal, width))
+    def _near(self, width: int) -> list[Candidate]:
+        """The root's links, and what is known of those behind them, for goals this wide."""
+        found = self._candidates.get(width)
+        if found is None:
+            level, root = self._level(width), self.view.root
+            found = self._candidates[width] = []
+            for node, bandwidth, position in self._first:
+                distances = level.distances_from(node)
+                # Nobody comes back through a host that carries nothing for others.
+                enough, back = (1, FAR) if root in self.view.idle else (width, distances[root])
+                widths = self._widths_of(node)
+                found.append((position, node, bandwidth, widths, enough, distances, back))
+        return found
 
     def _passes(self, node: int, failed: int, goal: int) -> bool:
         """Whether packets for ``goal`` might go from a neighbour past ``failed``."""
         if failed == goal:
             return True
         theirs, dead = self._widths_of(node)[goal], self._widths_of(failed)[goal]
-        return theirs < dead or (theirs == dead and self._through(node, failed, goal, theirs))
+        if theirs != dead:
+            return theirs < dead
+        level = self._level(theirs)
+        ours = level.distances_from(node)
+        return ours[goal] >= ours[failed] + level.distances_from(failed)[goal]
 
-    def _through(self, node: int, other: int, goal: int, width: int) -> bool:
-        """Whether ``other`` is on a cheapest path from ``node`` to ``goal`` at this width."""
-        level = self._level(width)
-        ours, theirs = level.tree_of(node).distance, level.tree_of(other).distance
-        return ours[goal] >= ours[other] + theirs[goal]
-
-    def _after(self, banned: int, left: list[First]) -> list[int]:
-        """Largest bottlenecks after a failure: of a host, or of the links that are not ``left``."""
-        key = (banned, *(position for _, _, position in left))
-        found = self._repairs.get(key)
+    def _after(self, banned: int, cut: tuple[int, ...]) -> list[int]:
+        """Largest bottlenecks after a failure: of a host, or of links at these positions."""
+        found = self._repairs.get((banned, cut))
         if found is None:
+            left = [each for each in self._first if each[2] not in cut]
             found = widest_paths(self._arcs, self.view.root, left, banned)
-            self._repairs[key] = found
+            self._repairs[banned, cut] = found
         return found
 
     def _repair(self, goal: int, failed: int, hops: list[int]) -> list[int]:
@@ -182,8 +199,8 @@ class WidestRows:
         for protects in (1, 0):
             if protects and goal == failed:
                 continue
-            left = [each for each in self._first if protects or each[2] not in hops]
-            width = self._after(failed if protects else -1, left)[goal]
+            after = self._after(failed, ()) if protects else self._after(-1, tuple(hops))
+            width = after[goal]
             found = explicit(self._level(width), goal, failed, hops, protects) if width else []
             if found:
                 return found
