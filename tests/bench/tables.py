@@ -51,10 +51,13 @@ def around(graph: Topology, kind: str, at: int) -> tuple[Topology, Topology]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """(ms of CPU time, result)."""
-    begin = time.process_time()
-    result = work()
-    return (time.process_time() - begin) * 1e3, result
+    """(ms of CPU time until the result is there, result). The interpreter looks for garbage
+    afterwards, as it does in an orchestrator when a table is installed."""
+    with undisturbed():
+        begin = time.process_time()
+        result = work()
+        spent = time.process_time() - begin
+    return spent * 1e3, result
 
 
 def measure(graph: Topology, node: int, count: int, rng: random.Random) -> dict[str, list[float]]:
@@ -89,10 +92,9 @@ def measure(graph: Topology, node: int, count: int, rng: random.Random) -> dict[
 def whole(
     graph: Topology, node: int, protocols: Any, previous: ForwardingTable | None
 ) -> ForwardingTable:
-    """A table with all its rows, computed as an orchestrator does it."""
-    with undisturbed():
-        table = compute_table(graph, node, 1, protocols, previous)
-        table.to_json()
+    """A table with all its rows."""
+    table = compute_table(graph, node, 1, protocols, previous)
+    table.to_json()
     return table
 
 
