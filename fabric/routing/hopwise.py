@@ -49,7 +49,18 @@ class ShortestRows:
     def follow(self, earlier: ShortestRows) -> set[int] | None:
         """See Calculation. Whether a neighbour is free of loops is a matter of distances between
         neighbours, whatever the destination."""
-        return None if self.view.near_moved else self.view.moved_since(earlier.view)
+        moved = None if self.view.near_moved else self.view.moved_since(earlier.view)
+        return None if moved is None else moved | self._newly_led()
+
+    def _newly_led(self) -> set[int]:
+        """Destinations for which a link that came may be an alternate."""
+        view, mine, found = self.view, self.view.tree.distance, set[int]()
+        for node, _, position in view.first:
+            if position in view.came:
+                distances = view.distances_from(node)
+                back = FAR if view.root in view.idle else distances[view.root]
+                found |= {at for at, left in enumerate(distances) if left < back + mine[at]}
+        return found
 
     def row(self, goal: int) -> Row | None:
         """Least sum of the metric; all equally good next hops, by node id, then interface."""
@@ -123,8 +134,19 @@ class DeflectRows:
 
     def follow(self, earlier: DeflectRows) -> set[int] | None:
         """See Calculation."""
-        as_busy = self._loads.items() <= earlier._loads.items()
-        return self.view.moved_since(earlier.view) if as_busy else None
+        if any(earlier._loads.get(node, load) != load for node, load in self._loads.items()):
+            return None
+        moved = self.view.moved_since(earlier.view)
+        return None if moved is None else moved | self._newly_near()
+
+    def _newly_near(self) -> set[int]:
+        """Destinations that are nearer by way of a link that came."""
+        view, mine, found = self.view, self.view.tree.distance, set[int]()
+        for node, _, position in view.first:
+            if position in view.came:
+                distances = view.distances_from(node)
+                found |= {at for at, left in enumerate(distances) if left < mine[at]}
+        return found
 
     def row(self, goal: int) -> Row | None:
         """The least-loaded of the neighbours that are nearer; among equals the best way."""

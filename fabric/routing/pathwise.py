@@ -181,8 +181,8 @@ class FloodRows:
         self.goals = PathRows(view).goals
 
     def follow(self, earlier: FloodRows) -> set[int] | None:
-        """See Calculation."""
-        return self.view.moved_since(earlier.view)
+        """See Calculation. What came is a way to anybody."""
+        return None if self.view.came else self.view.moved_since(earlier.view)
 
     @cached_property
     def _near(self) -> list[tuple[int, int, list[int]]]:

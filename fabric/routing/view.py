@@ -58,11 +58,11 @@ class View:
         self._follows: object = None
         self._moved: set[int] = set()
         self.lost: frozenset[int] = frozenset()
-        """Positions of links that counted in the view before: rows that name them are others."""
-        self.only_lost = False
-        """Whether nothing else is different. A best path that began with no such link is one still,
-        and so is every way around a failure. Seen from a neighbour, too, what is far by way of the
-        root can only be farther if it is from the root, or if the root itself is."""
+        """Positions of links that counted, or counted for less or more, in the view before: rows
+        that name them are others."""
+        self.came: frozenset[int] = frozenset()
+        """Positions of those that count now, and did not, or not for the same. They may be new
+        alternates where no path is another one."""
         self.near_moved = False
         """Whether the root and its neighbours have other distances to each other than in the view
         before."""
@@ -71,15 +71,15 @@ class View:
             self.weights = shared.weights
             self.around, self.arcs = shared.around, shared.arcs
         elif earlier is not None and earlier.graph.ids == self.graph.ids and earlier.idle == idle:
-            touched = touched_nodes(earlier, self)
+            ends = touched_nodes(earlier, self)
             self.around, self.arcs = list(earlier.around), list(earlier.arcs)
-            for at in touched:
+            for at in ends:
                 self.around[at] = self._links_of(at)
                 self.arcs[at] = [] if at in idle else self.around[at]
-            self._follow(earlier, touched)
+            self._follow(earlier, ends)
             if "best" in earlier.__dict__ and earlier.graph.ends == self.graph.ends:
                 self.best = dict(earlier.best)
-                self._find_best(self.best, touched)
+                self._find_best(self.best, ends)
         else:
             self.around = [self._links_of(at) for at in range(len(self.graph.ids))]
             self.arcs = [[] if at in idle else arcs for at, arcs in enumerate(self.around)]
@@ -197,37 +197,40 @@ class View:
             and self.idle == earlier.idle
         )
 
-    def _follow(self, earlier: View, touched: set[int]) -> None:
-        """Bring the searches of an earlier view up to date."""
-        changed = changes(earlier.arcs, self, touched)
+    def _follow(self, earlier: View, ends: set[int]) -> None:
+        """Bring the searches of an earlier view up to date. ``ends``: of links that changed."""
+        changed = changes(earlier.arcs, self, ends)
         self.gone = {(here, there) for here, there, _ in changed.gone}
         had, have = set(earlier.first), set(self.first)
-        rows_stay = have <= had  # else all are other ones
-        self.lost = frozenset(at for _, _, at in had).difference(at for _, _, at in have)
-        nowhere_else = not changed.come and all(self.root in arc for arc in self.gone)
-        self.only_lost = bool(self.lost) and rows_stay and nowhere_else
-        near = {far for far, _, _ in have}
-        left = {far for far, _, _ in had} - near
+        self.lost = frozenset(at for _, _, at in had - have)
+        self.came = frozenset(at for _, _, at in have - had)
+        # If nothing else changed, a best path that began with no lost link is one still, and none
+        # is new that does not begin with one that came; also around failures.
+        only_own = had != have and all(
+            self.root in (here, there) for here, there, _ in (*changed.gone, *changed.come)
+        )
+        rows_stay = only_own or not self.came  # else all are other ones
+        near, before = {far for far, _, _ in have}, {far for far, _, _ in had}
+        left = before - near
         for search, tree in earlier._trees.items():
             _, banned, cut = search
             if banned in left or cut & self.lost:
                 continue  # only rows that name a lost link looked at it
             update = None
-            if had == have or search == Search(self.root):  # else: made of that one
+            if had == have or (search == Search(self.root) and not self.came):
                 was, first = (view.first_of(self.root, cut) for view in (earlier, self))
                 update = updated(tree, changed, self.root, was, first, banned)
             if update is not None:
                 fresh, moved = update
             elif rows_stay:
                 fresh = self._searched(search)
-                moved = set() if self.only_lost else differences(tree, fresh)
+                rest = only_own and search != Search(self.root)
+                moved = _over(fresh, self.came) if rest else differences(tree, fresh)
             else:
                 continue  # it is searched when somebody wants it
             self._trees[search] = fresh
             self._moved |= moved
-        self._follow_distances(earlier, changed, near, left)
-        if self.only_lost:
-            self._moved = _over(earlier.tree, self.lost)
+        self._follow_distances(earlier, changed, near & before, left)
         if rows_stay:
             self._follows = earlier.token
 

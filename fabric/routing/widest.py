@@ -33,6 +33,14 @@ its largest bottlenecks, the least of them that is of use, its distances among l
 that to the root)."""
 
 
+def _leads_on(candidate: Candidate, goal: int, width: int, mine: int) -> bool:
+    """Whether no packet for ``goal`` comes back; see the module docstring. ``width``, ``mine``: the
+    root's largest bottleneck, and its distance among links as wide."""
+    _, _, _, widths, enough, distances, back = candidate
+    theirs = widths[goal]
+    return theirs >= enough and (theirs != width or distances[goal] < back + mine)
+
+
 class WidestRows:
     """Calculation ``widest``. Nodes are given by index."""
 
@@ -65,7 +73,8 @@ class WidestRows:
     def follow(self, earlier: WidestRows) -> set[int] | None:
         """See Calculation. What a row says depends on largest bottlenecks, from here, from the
         neighbours and after failures, and on best paths among links that wide."""
-        if not set(self._first) <= set(earlier._first):
+        came = {position for _, _, position in set(self._first).difference(earlier._first)}
+        if not came <= self.view.came:
             return None
         as_wide = self._around == earlier._around and self.view.idle == earlier.view.idle
         if as_wide:
@@ -83,7 +92,20 @@ class WidestRows:
             if others is None or self._levels[width].near_moved:
                 return None  # alternates compare with distances between neighbours
             moved |= others
-        return moved
+        return moved | self._newly_led() if came else moved
+
+    def _newly_led(self) -> set[int]:
+        """Destinations for which a link that came may be an alternate."""
+        found, came = set[int](), dict[int, list[Candidate]]()
+        for goal, width in enumerate(self._reach):
+            if not width or goal == self.view.root:
+                continue
+            if width not in came:
+                came[width] = [each for each in self._near(width) if each[0] in self.view.came]
+            mine = self._level(width).tree.distance[goal]
+            if any(_leads_on(each, goal, width, mine) for each in came[width]):
+                found.add(goal)
+        return found
 
     def _wider_or_narrower(self, earlier: WidestRows) -> set[int]:
         """Nodes with another largest bottleneck in any search."""
@@ -142,15 +164,13 @@ class WidestRows:
         found = [
             (
                 node == failed or self._passes(node, failed, goal),
-                -min(bandwidth, theirs),
+                -min(bandwidth, widths[goal]),
                 position,
             )
-            for position, node, bandwidth, widths, enough, distances, back in self._near(width)
-            # Else packets might come back; see the module docstring.
-            if (theirs := widths[goal]) >= enough
-            and (theirs != width or distances[goal] < back + mine)
-            and position not in hops
-            and (node == goal or node not in idle)
+            for each in self._near(width)
+            if _leads_on(each, goal, width, mine)
+            for position, node, bandwidth, widths, *_ in (each,)
+            if position not in hops and (node == goal or node not in idle)
         ]
         best = min(found, default=None)
         if best is not None and not best[0]:
