@@ -17,6 +17,10 @@ from fabric.routing.spf import First, distances, shortest_paths
 from fabric.routing.topology import Link, Topology
 
 
+WORTH_KEEPING = 4 / 3
+"""Where more than three of four rows would go, looking for those that stay costs more."""
+
+
 class View:
     """See the module docstring. Nodes are given by their index in the topology's graph."""
 
@@ -230,6 +234,8 @@ class View:
                 continue  # it is searched when somebody wants it
             self._trees[search] = fresh
             self._moved |= moved
+            # Where hardly a row would stay, nothing more need be compared.
+            rows_stay = rows_stay and len(self._moved) * WORTH_KEEPING < len(fresh.distance)
         self._follow_distances(earlier, changed, near & before, left)
         if rows_stay:
             self._follows = earlier.token
