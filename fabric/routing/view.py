@@ -16,7 +16,6 @@ from fabric.routing.incremental import Changes, changes, differences, touched, u
 from fabric.routing.spf import First, distances, shortest_paths
 from fabric.routing.topology import Link, Topology
 
-
 WORTH_KEEPING = 4 / 3
 """Where more than three of four rows would go, looking for those that stay costs more."""
 
