@@ -154,7 +154,7 @@ def routes(
             each["destination_host"],
             each["protocol_name"],
             ", ".join(f"{hop['host']} ({hop['address']})" for hop in each["next_hops"]),
-            ", ".join(f"{hop['metric']:g}" for hop in each["next_hops"]),
+            ", ".join(str(hop["metric"]) for hop in each["next_hops"]),
         )
         for each in found
     )

@@ -121,7 +121,7 @@ class Hop(BaseModel):
     host: str
     address: str
     interface: int
-    metric: float
+    metric: int
 
 
 class Route(BaseModel):

@@ -55,11 +55,9 @@ class ShortestRows:
     def _newly_led(self) -> set[int]:
         """Destinations for which a link that came may be an alternate."""
         view, mine, found = self.view, self.view.tree.distance, set[int]()
-        for node, _, position in view.first:
-            if position in view.came:
-                distances = view.distances_from(node)
-                back = FAR if view.root in view.idle else distances[view.root]
-                found |= {at for at, left in enumerate(distances) if left < back + mine[at]}
+        for distances in view.from_new_neighbours():
+            back = FAR if view.root in view.idle else distances[view.root]
+            found |= {at for at, left in enumerate(distances) if left < back + mine[at]}
         return found
 
     def row(self, goal: int) -> Row | None:
@@ -136,17 +134,12 @@ class DeflectRows:
         """See Calculation."""
         if any(earlier._loads.get(node, load) != load for node, load in self._loads.items()):
             return None
-        moved = self.view.moved_since(earlier.view)
-        return None if moved is None else moved | self._newly_near()
-
-    def _newly_near(self) -> set[int]:
-        """Destinations that are nearer by way of a link that came."""
-        view, mine, found = self.view, self.view.tree.distance, set[int]()
-        for node, _, position in view.first:
-            if position in view.came:
-                distances = view.distances_from(node)
-                found |= {at for at, left in enumerate(distances) if left < mine[at]}
-        return found
+        moved, mine = self.view.moved_since(earlier.view), self.view.tree.distance
+        if moved is None:
+            return None
+        for distances in self.view.from_new_neighbours():
+            moved = moved | {at for at, left in enumerate(distances) if left < mine[at]}
+        return moved
 
     def row(self, goal: int) -> Row | None:
         """The least-loaded of the neighbours that are nearer; among equals the best way."""

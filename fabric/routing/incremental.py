@@ -47,12 +47,12 @@ class Arcs(Protocol):
     idle: frozenset[int]
 
 
-def changes(before: Sequence[Sequence[Arc]], view: Arcs, touched: Iterable[int]) -> Changes:
+def changes(before: Sequence[Sequence[Arc]], view: Arcs, ends: Iterable[int]) -> Changes:
     """The difference between arcs and those of a view with the same nodes and the same idle ones.
-    ``touched``: nodes whose arcs may differ."""
+    ``ends``: nodes whose arcs may differ."""
     gone: list[Change] = []
     come: list[Change] = []
-    for node in touched:
+    for node in ends:
         old, new = before[node], view.arcs[node]
         if old != new:
             gone += [(node, far, weight) for far, weight in old if (far, weight) not in new]

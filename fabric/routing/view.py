@@ -131,6 +131,12 @@ class View:
             found = self._from[node] = self.measured(node)
         return found
 
+    def from_new_neighbours(self) -> list[list[int]]:
+        """The same from each that is behind a link that came."""
+        return [
+            self.distances_from(far) for far, _, position in self.first if position in self.came
+        ]
+
     def distances_apart(self, node: int) -> list[int]:
         """The same by paths that avoid the view's root."""
         found = self._apart.get(node)
