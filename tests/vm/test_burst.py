@@ -51,7 +51,9 @@ def test_twenty_curls_at_once(full: Lab, tmp_path: Path) -> None:
         assert hashlib.sha256(fetched).digest() == hashlib.sha256(data).digest(), name
     connects = sorted(float(seconds) for _, _, seconds in told)
     print("connected after, s:", *(f"{seconds:.2f}" for seconds in connects))
-    tiers = [e["tier"] for e in full.events() if e["name"] == "guest-ready" and "tier" in e]
+    happened = full.events()
+    assert not [e for e in happened if e["name"] == "link-down"], "links are there, only late"
+    tiers = [e["tier"] for e in happened if e["name"] == "guest-ready" and "tier" in e]
     print("guests by tier:", {tier: tiers.count(tier) for tier in sorted(set(tiers))})
     wait_for("all guests are gone", full.only_keeps_guests_ready, 120)
     assert not [c for c in full.connections() if c["state"] != "closed"]
