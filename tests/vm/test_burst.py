@@ -16,14 +16,15 @@ COUNT = 20
 KIB = 1024
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+@pytest.fixture(scope="module", params=("prepared", "warm"))
+def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The diamond, sixteen guests of each host waiting."""
+    tier = request.param
     text = (ROOT / "examples/diamond.yaml").read_text()
-    pool = "defaults: {hosts: {pool: {minimum: 16, maximum: 16}}}\n\nhosts:"
-    text = text.replace("\nhosts:", f"\n{pool}", 1)
+    defaults = f"{{hosts: {{tier: {tier}, pool: {{minimum: 16, maximum: 16}}}}}}"
+    text = text.replace("\nhosts:", f"\ndefaults: {defaults}\n\nhosts:", 1)
     with lab("burst", text, tmp_path_factory.mktemp("burst"), "--idle-timeout", "20") as made:
-        made.wait_for_guests_kept_ready("prepared", 16)
+        made.wait_for_guests_kept_ready(tier, 16)
         yield made
 
 
