@@ -88,7 +88,7 @@ def replay_trace(trace: dict[str, Any], find: FindBook) -> dict[str, Any]:
             found = _verdict(trace, hop, following, find)
         except FabricError as exc:
             found = {"verdict": UNKNOWN, "differences": [], "note": exc.message}
-        except (KeyError, TypeError, ValueError) as exc:
+        except (LookupError, TypeError, ValueError) as exc:
             note = f"the record cannot be read: {type(exc).__name__} {exc}"
             found = {"verdict": UNKNOWN, "differences": [], "note": note}
         verdicts.append(told | found)

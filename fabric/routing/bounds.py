@@ -124,9 +124,9 @@ def _links_on(
 ) -> list[tuple[int, int]]:
     """(neighbour, number of the best link there) from the end of a partial path."""
     here, at_root = path[-1], len(path) == 1
-    closed = {view.link_at(position) for position in avoid} if at_root else ()
     if len(path) > MAX_PATH or (here in view.idle and not at_root):
         return []
+    closed = {view.link_at(position) for position in avoid} if at_root else ()
     best: dict[int, tuple[int, int]] = {}
     for far, number in view.graph.ends[here]:
         shut = number in view.shut or far == banned or number in closed

@@ -134,7 +134,7 @@ class _Source:
 
 def _places(hops: Hops, kept: Hops) -> list[int] | None:
     """Where a host's links are among those it had, so that rows which speak of them by position
-    still mean the same; None when there are new ones."""
+    still mean the same; None when there are new ones, or the order is another one."""
     known = {tuple(hop): at for at, hop in enumerate(kept)}
     places = [known.get(tuple(hop), -1) for hop in hops]
     return None if -1 in places or places != sorted(places) else places

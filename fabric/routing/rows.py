@@ -117,10 +117,9 @@ def row(metric: int, hops: list[int], alternate: list[int], paths: list[list[int
 
 def names(row: Row, positions: frozenset[int]) -> bool:
     """Whether a row leads over any of these links."""
-    ways, alternate = row[1:2], row[2:3]
-    return not (
-        positions.isdisjoint(*ways) and positions.isdisjoint(alternate[0][:1] if alternate else ())
-    )
+    hops = row[1] if len(row) > 1 else ()
+    alternate = row[2][:1] if len(row) > 2 else ()
+    return not (positions.isdisjoint(hops) and positions.isdisjoint(alternate))
 
 
 class Positions:

@@ -16,8 +16,8 @@ from fabric.routing.incremental import Changes, changes, differences, touched, u
 from fabric.routing.spf import First, distances, shortest_paths
 from fabric.routing.topology import Link, Topology
 
-WORTH_KEEPING = 4 / 3
-"""Where more than three of four rows would go, looking for those that stay costs more."""
+FEW_STAY = 0.75
+"""Where more of the rows would go, looking for those that stay costs more than it spares."""
 
 
 class View:
@@ -240,7 +240,7 @@ class View:
             self._trees[search] = fresh
             self._moved |= moved
             # Where hardly a row would stay, nothing more need be compared.
-            rows_stay = rows_stay and len(self._moved) * WORTH_KEEPING < len(fresh.distance)
+            rows_stay = rows_stay and len(self._moved) < FEW_STAY * len(fresh.distance)
         self._follow_distances(earlier, changed, near & before, left)
         if rows_stay:
             self._follows = earlier.token

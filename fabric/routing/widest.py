@@ -161,15 +161,14 @@ class WidestRows:
         if len(hops) > 1 and any(self._of_position[at] != failed for at in hops):
             return []
         idle, mine = self.view.idle, self._level(width).tree.distance[goal]
+        onwards = [each for each in self._near(width) if _leads_on(each, goal, width, mine)]
         found = [
             (
                 node == failed or self._passes(node, failed, goal),
                 -min(bandwidth, widths[goal]),
                 position,
             )
-            for each in self._near(width)
-            if _leads_on(each, goal, width, mine)
-            for position, node, bandwidth, widths, *_ in (each,)
+            for position, node, bandwidth, widths, *_ in onwards
             if position not in hops and (node == goal or node not in idle)
         ]
         best = min(found, default=None)

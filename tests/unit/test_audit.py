@@ -116,6 +116,17 @@ def test_a_tampered_table_is_found_out(lab: Lab, capsys: Capture) -> None:
     assert "entry: the table has" in out
 
 
+@pytest.mark.parametrize("place", [{}, {"hops": []}, {"hops": [[]] * 3}, {"hops": [5, 6, 7]}])
+def test_a_table_whose_rows_speak_of_nothing_cannot_be_read(
+    lab: Lab, capsys: Capture, place: dict[str, Any]
+) -> None:
+    table = lab["h1"][f"/v1/tables/{VERSION}"]["table"]
+    table.update(place) if place else table.pop("hops")
+    code, out, _ = fabric("replay", LABEL, capsys=capsys)
+    assert code == 2
+    assert "cannot be read" in out or "forwarding table" in out
+
+
 def test_traces_with_tables_need_no_lab(
     lab: Lab, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
