@@ -6,7 +6,7 @@ Owns: the sub-commands of ``bench``. May import: errors, lab, cli.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +39,7 @@ PlotOption = Annotated[
     Path | None, typer.Option(help="Also draw every value, ordered, into this file: an SVG.")
 ]
 Results = list[dict[str, Any]]
+NOTHING = "nothing was measured"
 STOPPED = 143
 """Exit code after SIGTERM, as shells have it."""
 
@@ -80,13 +81,7 @@ def forward(
 
     plan = benchmark.Plan(_numbers("--hops", hops), _numbers("--size", size), seconds, profile)
 
-    def run(options: Options, progress: Progress) -> Results:
-        outcome = benchmark.run(plan, options, progress)
-        return [figure.to_json() for figure in outcome.figures] + outcome.profiles
-
-    results = _measure(run, report.page, markdown, output)
-    if output is Format.TABLE:
-        _tables(results)
+    _measure(partial(benchmark.run, plan), report.page, _tables, markdown, output)
 
 
 @app.command(epilog="Example: fabric bench spawn --tier prepared --burst 1 --hops 0,2 -o json")
@@ -122,14 +117,15 @@ def spawn(
         count,
         name,
     )
-    results = _measure(partial(benchmark.run, plan), tables.page, markdown, output)
-    _draw("From a connection's first packet to its first fabric packet", tables, results, plot)
-    if output is Format.JSON:
-        return
-    emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
-    if paths := tables.path_rows(results):
-        emit_table(tables.PATH_COLUMNS, paths, empty="")
-    emit_table(tables.PHASE_COLUMNS, tables.phase_rows(results), empty="no phases")
+
+    def show(results: Results) -> None:
+        emit_table(tables.COLUMNS, tables.rows(results), empty=NOTHING)
+        if paths := tables.path_rows(results):
+            emit_table(tables.PATH_COLUMNS, paths, empty="")
+        emit_table(tables.PHASE_COLUMNS, tables.phase_rows(results), empty="no phases")
+
+    draw = _drawing("From a connection's first packet to its first fabric packet", tables, plot)
+    _measure(partial(benchmark.run, plan), tables.page, show, markdown, output, draw)
 
 
 @app.command(epilog="Example: fabric bench memory --tier prepared --guests 1,10,50")
@@ -147,10 +143,8 @@ def memory(
     from fabric.lab.bench import spawn_tables as tables
 
     plan = benchmark.Plan(_words(tier) or ("prepared",), _numbers("--guests", guests), name)
-    results = _measure(partial(benchmark.run, plan), tables.memory_page, markdown, output)
-    if output is Format.JSON:
-        return
-    emit_table(tables.MEMORY_COLUMNS, tables.memory_rows(results), empty="nothing was measured")
+    show = _table(tables.MEMORY_COLUMNS, tables.memory_rows)
+    _measure(partial(benchmark.run, plan), tables.memory_page, show, markdown, output)
 
 
 @app.command(epilog="Example: fabric bench rate --rate 0.5,1,2 --seconds 60 -o json")
@@ -177,10 +171,8 @@ def rate(
     from fabric.lab.bench import rate as benchmark
 
     plan = benchmark.Plan(tier, _decimals("--rate", rate), seconds, hops, pool, name)
-    results = _measure(partial(benchmark.run, plan), benchmark.page, markdown, output)
-    if output is Format.JSON:
-        return
-    emit_table(benchmark.COLUMNS, benchmark.rows(results), empty="nothing was measured")
+    show = _table(benchmark.COLUMNS, benchmark.rows)
+    _measure(partial(benchmark.run, plan), benchmark.page, show, markdown, output)
 
 
 @app.command(epilog="Example: fabric bench blackout --count 20 --system fabric,bird-ospf")
@@ -208,11 +200,9 @@ def blackout(
     plan = benchmark.Plan(
         count, _words(system) or benchmark.systems(), _words(cut) or tuple(benchmark.CUTS), name
     )
-    results = _measure(partial(benchmark.run, plan), tables.page, markdown, output)
-    _draw("What a link that dies silently takes from a stream", tables, results, plot)
-    if output is Format.JSON:
-        return
-    emit_table(tables.COLUMNS, tables.rows(results), empty="nothing was measured")
+    draw = _drawing("What a link that dies silently takes from a stream", tables, plot)
+    show = _table(tables.COLUMNS, tables.rows)
+    _measure(partial(benchmark.run, plan), tables.page, show, markdown, output, draw)
 
 
 @app.command(epilog="Example: fabric bench goodput --bandwidth 4,100 --rounds 10 -o json")
@@ -234,36 +224,52 @@ def goodput(
     from fabric.lab.bench import goodput as benchmark
 
     plan = benchmark.Plan(_decimals("--bandwidth", bandwidth), rounds, seconds, name)
-    results = _measure(partial(benchmark.run, plan), benchmark.page, markdown, output)
-    if output is Format.JSON:
-        return
-    emit_table(benchmark.COLUMNS, benchmark.rows(results), empty="nothing was measured")
+    show = _table(benchmark.COLUMNS, benchmark.rows)
+    _measure(partial(benchmark.run, plan), benchmark.page, show, markdown, output)
 
 
 def _measure(
-    run: Callable[[Options, Progress], Results],
+    run: Callable[[Options, Progress, Results], None],
     page: Callable[[Results], str],
+    show: Callable[[Results], None],
     markdown: Path | None,
     output: Format,
-) -> Results:
-    """Run a benchmark and tell what it ran on; its results, for the tables. They are written down
-    as ``page`` has it, and with JSON wanted all is said."""
+    draw: Callable[[Results], None] | None = None,
+) -> None:
+    """Run a benchmark and tell what it found and on what: as ``show`` has it, or as JSON, and in
+    the files asked for. One that ends early, by a fault or a signal, tells what it found until
+    then."""
     options, facts, machine = _begin()
-    results = run(options, note)
-    if markdown is not None:
-        markdown.write_text(page(results))
-    if output is Format.JSON:
-        emit_json([{**each, "machine": facts} for each in results])
-    else:
-        say(machine)
-    return results
+    results: Results = []
+    try:
+        run(options, note, results)
+    finally:
+        if results:
+            if markdown is not None:
+                markdown.write_text(page(results))
+            if output is Format.JSON:
+                emit_json([{**each, "machine": facts} for each in results])
+            else:
+                say(machine)
+                show(results)
+            if draw is not None:
+                draw(results)
 
 
-def _draw(title: str, tables: ModuleType, results: Results, file: Path | None) -> None:
-    if file is not None:
-        from fabric.cli.plot import draw_distributions
+def _table(
+    columns: Sequence[str], rows: Callable[[Results], Iterable[Sequence[object]]]
+) -> Callable[[Results], None]:
+    """What shows results as one table."""
+    return lambda results: emit_table(columns, rows(results), empty=NOTHING)
 
-        draw_distributions(title, "ms", tables.series(results), file)
+
+def _drawing(title: str, tables: ModuleType, file: Path | None) -> Callable[[Results], None] | None:
+    """What draws results into ``file``, if there is to be one."""
+    if file is None:
+        return None
+    from fabric.cli.plot import draw_distributions
+
+    return lambda results: draw_distributions(title, "ms", tables.series(results), file)
 
 
 def _begin() -> tuple[Options, dict[str, Any], str]:
@@ -283,10 +289,10 @@ def _begin() -> tuple[Options, dict[str, Any], str]:
     return options, facts, machine
 
 
-def _tables(results: list[dict[str, Any]]) -> None:
+def _tables(results: Results) -> None:
     from fabric.lab.bench import report
 
-    emit_table(report.COLUMNS, report.rows(results), empty="nothing was measured")
+    emit_table(report.COLUMNS, report.rows(results), empty=NOTHING)
     profiles = [each for each in results if each["kind"] == "profile"]
     if not profiles:
         return

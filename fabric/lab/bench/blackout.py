@@ -110,10 +110,18 @@ def systems() -> tuple[str, ...]:
     return (FABRIC, *(name for name in peers.available() if name != "bird-babel"))
 
 
-def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]]:
-    """Measure; one document per system and cut. Raises what bringing up a lab raises, ToolMissing,
-    and EnvironmentFault when a stream does not come back."""
+def run(plan: Plan, options: Options, progress: Progress, found: list[dict[str, Any]]) -> None:
+    """Measure; ``found`` gets one document per system and cut. Raises what bringing up a lab
+    raises, ToolMissing, and EnvironmentFault when a stream does not come back."""
     figures: list[Figure] = []
+    try:
+        _measure(plan, options, progress, figures)
+    finally:
+        whole = [figure for figure in figures if figure.series_ms]
+        found += [figure.to_json(whole) for figure in whole]
+
+
+def _measure(plan: Plan, options: Options, progress: Progress, figures: list[Figure]) -> None:
     progress("bringing up a lab")
     text = topology(plan.name)
     with (
@@ -123,12 +131,11 @@ def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]
         control = Control(options.run_dir, plan.name, world)
         for system in plan.systems:
             if system == FABRIC:
-                figures += _Run(bed, control, system, plan, progress).all()
+                _Run(bed, control, system, plan, progress).all(figures)
                 continue
             progress(f"{system}: waiting for its routes")
             with peers.running(system, bed):
-                figures += _Run(bed, control, system, plan, progress).all()
-    return [figure.to_json(figures) for figure in figures]
+                _Run(bed, control, system, plan, progress).all(figures)
 
 
 class _Run:
@@ -144,24 +151,24 @@ class _Run:
         own = tuple(peers.address(host.node) for host in self._ends)
         self._here, self._there = overlay if system == FABRIC else own
 
-    def all(self) -> list[Figure]:
-        """The kinds of cuts in turns."""
-        figures = [Figure(self._system, cut) for cut in self._plan.cuts]
+    def all(self, figures: list[Figure]) -> None:
+        """The kinds of cuts in turns; a figure of each is added at once, and filled."""
+        own = [Figure(self._system, cut) for cut in self._plan.cuts]
+        figures += own
         bed, (first, last) = self._bed, self._ends
         self._receiver = bed.program(last, "receive", self._there, str(PORT), module=stream)
         sender = bed.program(first, "send", self._here, module=stream)
         sender.ask(do="start", to=self._there, port=PORT, rate=RATE)
         try:
             for round_number in range(1, self._plan.count + 1):
-                for figure in figures:
+                for figure in own:
                     figure.series_ms.append(self._cut(figure.cut))
-                told = ", ".join(f"{each.cut} {each.series_ms[-1]:.0f} ms" for each in figures)
+                told = ", ".join(f"{each.cut} {each.series_ms[-1]:.0f} ms" for each in own)
                 self._progress(f"{self._system}: {round_number}/{self._plan.count}: {told}")
         finally:
             sender.ask(do="stop")
             sender.close()
             self._receiver.close()
-        return figures
 
     def _cut(self, which: str) -> float:
         """One cut; the blackout it made, ms."""

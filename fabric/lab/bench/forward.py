@@ -77,9 +77,18 @@ class Outcome:
     profiles: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(plan: Plan, options: Options, progress: Progress) -> Outcome:
-    """Measure. Raises what bringing up a lab raises, and GuestFault when no packet gets through."""
+def run(plan: Plan, options: Options, progress: Progress, found: list[dict[str, Any]]) -> None:
+    """Measure; ``found`` gets one document per figure, and the profiles. Raises what bringing up a
+    lab raises, and GuestFault when no packet gets through."""
     outcome = Outcome()
+    try:
+        _measure(plan, options, progress, outcome)
+    finally:
+        add_ratios(outcome.figures)
+        found += [figure.to_json() for figure in outcome.figures] + outcome.profiles
+
+
+def _measure(plan: Plan, options: Options, progress: Progress, outcome: Outcome) -> None:
     for hops in plan.hops:
         progress(f"{hops} hops: bringing up {hops + 1} hosts")
         # Guests that booted: how they appeared does not matter here, and a copy's way in ends with
@@ -88,8 +97,6 @@ def run(plan: Plan, options: Options, progress: Progress) -> Outcome:
         with Bed(hops, plan.name, booted, lambda _line: None) as bed:
             _Run(bed, hops, plan, outcome, progress).all()
         progress(f"{hops} hops: taken down")
-    add_ratios(outcome.figures)
-    return outcome
 
 
 class _Run:

@@ -70,9 +70,10 @@ def topology(name: str, bandwidth: float) -> str:
     )
 
 
-def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]]:
-    """Measure; one document per bandwidth. Raises what bringing up a lab raises."""
-    return [_measure(plan, bandwidth, options, progress) for bandwidth in plan.bandwidths]
+def run(plan: Plan, options: Options, progress: Progress, found: list[dict[str, Any]]) -> None:
+    """Measure; ``found`` gets one document per bandwidth. Raises what bringing up a lab raises."""
+    for bandwidth in plan.bandwidths:
+        found.append(_measure(plan, bandwidth, options, progress))
 
 
 def _measure(plan: Plan, bandwidth: float, options: Options, progress: Progress) -> dict[str, Any]:

@@ -94,10 +94,9 @@ class Plan:
             raise UserError(f"guests must be 1 to {MAX_GUESTS}", cure="for example --guests 1,10")
 
 
-def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]]:
-    """Measure; one document per tier and number of guests. Raises what bringing up a lab raises,
-    and GuestFault when the tier cannot be had."""
-    found: list[dict[str, Any]] = []
+def run(plan: Plan, options: Options, progress: Progress, found: list[dict[str, Any]]) -> None:
+    """Measure; ``found`` gets one document per tier and number of guests. Raises what bringing up
+    a lab raises, and GuestFault when the tier cannot be had."""
     for tier in plan.tiers:
         progress(f"{tier}: bringing up a lab")
         wanted = replace(options, tier=tier)
@@ -120,7 +119,6 @@ def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]
                     found.append(figure(tier, _footprints(bed)))
                     progress(f"{tier}: {number} guests, {found[-1]['per_guest_mib']} MiB each")
                 rounds.end()
-    return found
 
 
 def _let_others_go(rounds: Rounds, outcome: Outcome, tier: str) -> int:

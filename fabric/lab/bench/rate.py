@@ -64,8 +64,8 @@ class Plan:
             raise UserError("hops must be 1 to 4, the pool 0 to 64", cure="--hops 1 --pool 16")
 
 
-def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]]:
-    """Measure; one document per rate. Raises what bringing up a lab raises."""
+def run(plan: Plan, options: Options, progress: Progress, found: list[dict[str, Any]]) -> None:
+    """Measure; ``found`` gets one document per rate. Raises what bringing up a lab raises."""
     progress(f"{plan.tier}, {plan.hops} hops: bringing up a lab")
     made = replace(options, tier=plan.tier)
     with Bed(plan.hops, plan.name, made, lambda _line: None, pool=plan.pool) as bed:
@@ -75,7 +75,6 @@ def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]
         client = bed.program(first, module=pacer)
         readiness = Readiness(bed, plan.tier)
         bare_ends = address(NETWORK, first.node), address(NETWORK, last.node)
-        found: list[dict[str, Any]] = []
         for rate in plan.rates:
             readiness.wait()
             bare = _offer(client, bare_ends, rate, plan)
@@ -85,7 +84,6 @@ def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]
             found.append(figure(plan, rate, ours, bare, events, os.getloadavg()[0]))
             served, sustained = found[-1]["served_per_s"], found[-1]["sustained"]
             progress(f"{rate:g}/s offered: {served:g}/s served, sustained: {sustained}")
-        return found
 
 
 def _offer(client: Program, ends: tuple[str, str], rate: float, plan: Plan) -> list[dict[str, Any]]:

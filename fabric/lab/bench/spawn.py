@@ -77,10 +77,9 @@ class Plan:
         return self.bursts if hops == min(self.hops) else self.bursts[:1]
 
 
-def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]]:
-    """Measure; one document per figure. Raises what bringing up a lab raises, and EnvironmentFault
-    when a tier cannot be had."""
-    found: list[dict[str, Any]] = []
+def run(plan: Plan, options: Options, progress: Progress, found: list[dict[str, Any]]) -> None:
+    """Measure; ``found`` gets one document per figure. Raises what bringing up a lab raises, and
+    EnvironmentFault when a tier cannot be had."""
     for tier in plan.tiers:
         for hops in plan.hops:
             progress(f"{tier}, {hops} hops: bringing up a lab")
@@ -94,7 +93,6 @@ def run(plan: Plan, options: Options, progress: Progress) -> list[dict[str, Any]
             )
             with bed, ExitStack() as stack:
                 found += _Run(bed, tier, hops, plan, stack, progress).all()
-    return found
 
 
 class _Run:
