@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from fabric.routing.graph import Graph
+from fabric.routing.graph import Graph, Tree
 from fabric.routing.view import View
 from fabric.wire.packet import MAX_PATH
 
@@ -153,10 +153,22 @@ def explicit(view: View, goal: int, failed: int, positions: list[int], protects:
         return []
     tree = view.without_node(failed) if protects else view.without_links(positions)
     found = tree.spelled.get(goal)
-    if found is None:
-        path, ids = tree.path(goal), view.graph.ids
-        found = tree.spelled[goal] = []
-        if 0 < len(path) <= MAX_PATH:
-            position = view.position_to(path[0], () if protects else positions)
-            found += [position, protects, *[ids[at] for at in path]]
+    return _spell(view, tree, goal, positions, protects) if found is None else found
+
+
+def _spell(view: View, tree: Tree, goal: int, positions: list[int], protects: int) -> list[int]:
+    """The same for a destination not asked for yet, and for all on the way to it: each is one node
+    more than the one before."""
+    spelled, parent, ids, new = tree.spelled, tree.parent, view.graph.ids, list[int]()
+    at = goal
+    while at not in spelled and parent[at] >= 0:
+        new.append(at)
+        at = parent[at]
+    found = spelled.setdefault(at, [])  # the root's too is empty, and that of what is out of reach
+    for at in reversed(new):
+        if parent[at] == view.root:
+            found = [view.position_to(at, () if protects else positions), protects, ids[at]]
+        elif found:
+            found = [*found, ids[at]] if len(found) < MAX_PATH + 2 else []
+        spelled[at] = found
     return found
