@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import select
@@ -118,14 +119,19 @@ def ask_udp(address: str, port: int, count: int, asked: Asked) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as connection:
         connection.connect((address, port))
         say(port=connection.getsockname()[1])
+        questions = itertools.count()
 
         def once() -> None:
+            # Numbered: what was asked again while guests appeared is answered again, later.
+            question = next(questions).to_bytes(4, "big") + MESSAGE
             while True:
-                connection.send(MESSAGE)
-                connection.settimeout(min(ASK_AGAIN, asked.left()))
+                connection.send(question)
+                again = time.monotonic() + ASK_AGAIN
                 with contextlib.suppress(TimeoutError):
-                    connection.recv(65536)
-                    return
+                    while (wait := min(again - time.monotonic(), asked.left())) > 0:
+                        connection.settimeout(wait)
+                        if connection.recv(65536) == question:
+                            return
                 asked.left()
 
         asked.repeat(count, once)
