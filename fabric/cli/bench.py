@@ -237,21 +237,21 @@ def _measure(
     draw: Callable[[Results], None] | None = None,
 ) -> None:
     """Run a benchmark and tell what it found and on what: as ``show`` has it, or as JSON, and in
-    the files asked for. One that ends early, by a fault or a signal, tells what it found until
-    then."""
+    the files asked for, which may fail. One that ends early, by a fault or a signal, tells what it
+    found until then."""
     options, facts, machine = _begin()
     results: Results = []
     try:
         run(options, note, results)
     finally:
         if results:
-            if markdown is not None:
-                markdown.write_text(page(results))
             if output is Format.JSON:
                 emit_json([{**each, "machine": facts} for each in results])
             else:
                 say(machine)
                 show(results)
+            if markdown is not None:
+                markdown.write_text(page(results))
             if draw is not None:
                 draw(results)
 

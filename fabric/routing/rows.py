@@ -169,6 +169,7 @@ def _spell(view: View, tree: Tree, goal: int, positions: list[int], protects: in
         if parent[at] == view.root:
             found = [view.position_to(at, () if protects else positions), protects, ids[at]]
         elif found:
+            # Two numbers stand before the nodes.
             found = [*found, ids[at]] if len(found) < MAX_PATH + 2 else []
         spelled[at] = found
     return found

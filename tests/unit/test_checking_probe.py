@@ -6,77 +6,67 @@ import contextlib
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
 from fabric.lab.checking import probe
 
-Answers = Callable[[socket.socket, int, bytes, tuple[str, int]], None]
-"""(server, how many came before, datagram, client)."""
+HELD = 3
+"""Datagrams of one question that wait until all are answered at once: as for a guest to appear."""
 
 
 @contextlib.contextmanager
-def udp_server(answers: Answers) -> Iterator[int]:
-    """Its port."""
+def holding_server(questions: int) -> Iterator[tuple[int, Counter[bytes]]]:
+    """Its port, and how often it was asked what. It answers that many questions."""
+    asked: Counter[bytes] = Counter()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(0.05)
         over = threading.Event()
 
         def serve() -> None:
-            number = 0
             while not over.is_set():
                 with contextlib.suppress(TimeoutError):
-                    data, client = server.recvfrom(65536)
-                    answers(server, number, data, client)
-                    number += 1
+                    question, client = server.recvfrom(65536)
+                    asked[question] += 1
+                    if asked[question] == HELD and len(asked) <= questions:
+                        for _ in range(HELD):
+                            server.sendto(question, client)
 
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield server.getsockname()[1]
+            yield server.getsockname()[1], asked
         finally:
             over.set()
             thread.join()
 
 
-def asked(port: int, count: int, seconds: float, capfd: pytest.CaptureFixture[str]) -> list[float]:
+def ask(port: int, count: int, seconds: float, capfd: pytest.CaptureFixture[str]) -> int:
+    """How many were answered."""
     probe.ask("udp", "127.0.0.1", port, count, seconds)
-    rtts: list[float] = json.loads(capfd.readouterr().out.splitlines()[-1])["rtts_ms"]
-    return rtts
+    return len(json.loads(capfd.readouterr().out.splitlines()[-1])["rtts_ms"])
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not answered at once is asked again."""
+    monkeypatch.setattr(probe, "ASK_AGAIN", 0.05)
 
 
 def test_an_answer_to_a_question_asked_again_is_not_one_to_the_next(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(probe, "ASK_AGAIN", 0.05)
-    held: list[tuple[bytes, tuple[str, int]]] = []
-
-    def hold_three_and_answer_no_more(
-        server: socket.socket, number: int, data: bytes, client: tuple[str, int]
-    ) -> None:
-        if number < 3:
-            held.append((data, client))
-        if number == 2:
-            for each in held:
-                server.sendto(*each)
-
-    with udp_server(hold_three_and_answer_no_more) as port:
-        assert len(asked(port, 3, 1.0, capfd)) == 1
+    with holding_server(1) as (port, _):
+        assert ask(port, 3, 1.0, capfd) == 1
 
 
-def test_the_time_to_an_answer_is_that_of_its_question(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_every_question_is_asked_until_it_is_answered_itself(
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(probe, "ASK_AGAIN", 0.05)
-
-    def slowly(server: socket.socket, _number: int, data: bytes, client: tuple[str, int]) -> None:
-        threading.Timer(0.12, server.sendto, (data, client)).start()
-
-    with udp_server(slowly) as port:
-        rtts = asked(port, 3, 5.0, capfd)
-        time.sleep(0.2)  # answers still under way use the server's socket
-    assert len(rtts) == 3
-    assert min(rtts) >= 120
+    with holding_server(3) as (port, asked):
+        assert ask(port, 3, 30.0, capfd) == 3
+    assert len(asked) == 3
+    assert min(asked.values()) >= HELD

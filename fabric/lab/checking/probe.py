@@ -126,12 +126,11 @@ def ask_udp(address: str, port: int, count: int, asked: Asked) -> None:
             question = next(questions).to_bytes(4, "big") + MESSAGE
             while True:
                 connection.send(question)
-                again = time.monotonic() + ASK_AGAIN
+                connection.settimeout(min(ASK_AGAIN, asked.left()))
                 with contextlib.suppress(TimeoutError):
-                    while (wait := min(again - time.monotonic(), asked.left())) > 0:
-                        connection.settimeout(wait)
-                        if connection.recv(65536) == question:
-                            return
+                    while connection.recv(65536) != question:
+                        pass  # an answer to an earlier one: as many at most as were sent
+                    return
                 asked.left()
 
         asked.repeat(count, once)
