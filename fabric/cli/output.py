@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -52,8 +53,14 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """A line beside the result: progress, warnings; never in the way of a pipe."""
-    print(line, file=sys.stderr, flush=True)
+    """A line beside the result: progress, warnings; never in the way of a pipe. Where nobody reads
+    any more (``fabric down 2>&1 | head``), what it tells of goes on."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        # What is still buffered goes there, too: nothing is left to fail at the end.
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a device
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
 @contextlib.contextmanager
